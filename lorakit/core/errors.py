@@ -1,0 +1,46 @@
+"""The exceptions that lorakit raises on purpose, each with the exit code that the command line ends with."""
+
+from collections.abc import Sequence
+
+
+class LorakitError(Exception):
+    """Base of all errors that are meant for a person to read."""
+
+    exit_code = 1
+
+
+class InputError(LorakitError):
+    """The user's input is wrong. `problems` lists all that was found: what, where, and what to do about it."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        assert self.problems, "an InputError needs a problem"
+        super().__init__("\n".join(self.problems))
+
+
+class DivergedError(LorakitError):
+    """The training produced nothing but non-finite losses."""
+
+    exit_code = 3
+
+
+class StorageError(LorakitError):
+    """The disk is full, or a file or folder may not be written."""
+
+    exit_code = 4
+
+
+class InterruptedRun(LorakitError):
+    """A signal ended the run after its state was saved; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class VerificationError(LorakitError):
+    """A written adapter or model did not give back what was trained; the file was removed."""
+
+    exit_code = 1

@@ -1,0 +1,126 @@
+"""Files that appear whole or not at all: written aside, synced, renamed.
+
+Every write of lorakit goes through here. A full disk or a missing permission becomes StorageError, with the path and
+what to do.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.core.errors import StorageError
+
+_REMEDY = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EACCES: "no permission to write there: choose another folder or change its permissions",
+    errno.EPERM: "no permission to write there: choose another folder or change its permissions",
+    errno.EROFS: "that file system is read-only: choose another folder",
+    errno.EIO: "the disk reports an input/output error: check it",
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the disk met while writing `path` into StorageError; other OSErrors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDY:
+            raise
+        raise StorageError(f"{path} could not be written: {_REMEDY[error.errno]}") from error
+    except Exception as error:
+        # safetensors wraps an OSError in its own error and keeps only the text
+        for number, remedy in _REMEDY.items():
+            if f"os error {number})" in str(error):
+                raise StorageError(f"{path} could not be written: {remedy}") from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file under; it takes the place of `path` on success and is removed on failure."""
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with storage_errors(path):
+            yield aside
+            _sync(aside)
+            os.replace(aside, path)
+            _sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; it takes the place of `path` (which must not exist) on success."""
+    make_folder(path.parent)
+    with storage_errors(path):
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with storage_errors(path):
+            yield aside
+            for file in sorted(aside.rglob("*")):
+                _sync(file)
+            _sync(aside)
+            aside.chmod(0o755)
+            os.rename(aside, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with written_aside(path) as aside:
+        aside.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON; a NaN or infinity in it is a bug and raises ValueError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of `tensors` (moved to the CPU, made contiguous, written in sorted order)."""
+    from safetensors.torch import save_file
+
+    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with written_aside(path) as aside:
+        save_file(ready, str(aside), metadata=dict(metadata) if metadata else None)
+        aside.chmod(0o644)
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(text: object) -> str:
+    """`text` on one line with control characters escaped, so that a file's name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

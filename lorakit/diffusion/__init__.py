@@ -1,0 +1,1 @@
+from lorakit.diffusion.gaussian import GaussianDiffusion as GaussianDiffusion

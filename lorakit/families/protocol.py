@@ -1,0 +1,86 @@
+"""What the rest of the house asks of a model family."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lorakit.core.types import Process, Text
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model without its weights.
+
+    `side_multiple` is what picture sides must be a multiple of, in pixels; `resolution` the side it was trained at;
+    `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit.
+    """
+
+    side_multiple: int
+    resolution: int
+    token_limit: int
+    count_tokens: Callable[[str], int]
+
+
+class Family(Protocol):
+    """A frozen model, its text encoders and its VAE, and how they are called.
+
+    `components` holds the modules by the names of the stock pipeline ("unet", "vae", "text_encoder"); `backbone` names
+    the denoiser among them and `text_encoders` those that an adapter may go into. `default_targets` gives, for each of
+    these, the endings of the names of the modules that an adapter goes into. `lora_prefixes` are the prefixes of the
+    kohya layout.
+    """
+
+    name: str
+    path: Path
+    components: Mapping[str, nn.Module]
+    backbone: str
+    text_encoders: tuple[str, ...]
+    process: Process
+    default_targets: Mapping[str, tuple[str, ...]]
+    lora_prefixes: Mapping[str, str]
+    default_format: str
+    side_multiple: int
+    token_limit: int
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in -1 … 1 to latents as the backbone takes them."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        """Conditioning of `captions`, padded and truncated as the stock pipeline does it."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+        """What the backbone says, in the sense of the process's prediction type; `t` (B,) in the process's unit."""
+        ...
+
+    def to(self, device: Any, dtype: Any) -> None:
+        """Moves the frozen parts; called before anything is injected."""
+        ...
+
+    def live_pipeline(self) -> Any:
+        """The stock pipeline around these very components, adapters included."""
+        ...
+
+    def stock_pipeline(self) -> Any:
+        """A fresh stock pipeline in fp32 from the same files."""
+        ...
+
+    def original_name(self, component: str, path: str) -> str:
+        """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers now leaves out."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """Entries of an adapter file that tell other programs which model it belongs to."""
+        ...
+
+    def fingerprint(self, component: str) -> str:
+        """A digest of the component's files, for caches."""
+        ...
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        """Whether an adapter file with these keys was made for this family."""
+        ...
