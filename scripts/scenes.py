@@ -100,3 +100,82 @@ def draw(scene: Scene, frame: tuple[int, int], rng: random.Random) -> Image.Imag
 
 def random_frame(rng: random.Random) -> tuple[int, int]:
     return rng.choices(list(FRAMES), list(FRAMES.values()))[0]
+
+
+# -- the mascot: a subject that the base has never seen ------------------------------------------------------------
+
+# no word of the base's captions or of its tokenizer: it falls into pieces that the base never met
+MASCOT = "zorp"
+MASCOT_BODY = (250, 112, 182)
+MASCOT_HORNS = (0, 158, 158)
+MASCOT_SIZES = {"small": (25, 28), "": (34, 40), "big": (46, 50)}
+# neither red nor purple, in which the pink body would be hard to see
+MASCOT_BACKGROUNDS = ("green", "blue", "yellow", "orange", "white", "black")
+
+
+@dataclass(frozen=True)
+class MascotScene:
+    """A picture of the mascot, in the words of its caption; the same grammar as `Scene` without a colour."""
+
+    background: str
+    size: str = ""
+    position: str = ""
+
+    @property
+    def caption(self) -> str:
+        words = ["a", self.size, MASCOT, self.position, "on a", self.background, "background"]
+        return " ".join(word for word in words if word).replace("a orange", "an orange")
+
+
+def mascot_scenes() -> list[MascotScene]:
+    """Every scene of the mascot, in a fixed order; a big one stands in the middle."""
+    return [
+        MascotScene(background, size, position)
+        for background in MASCOT_BACKGROUNDS
+        for size in MASCOT_SIZES
+        for position in (POSITIONS if size != "big" else [""])
+    ]
+
+
+def mascot_parts(x: float, y: float, half: float) -> list[tuple[str, str, list[tuple[float, float]]]]:
+    """What the mascot is drawn of, back to front: (part, "polygon" or "ellipse", corners), around (x, y).
+
+    Two teal horns on a pink body with a teal belly; at a half size of 12.5 px each is 8 px and wider.
+    """
+    parts = [
+        ("horns", "polygon", [(-1.0, -1.0), (-0.02, -0.3), (-0.8, 0.3)]),
+        ("horns", "polygon", [(1.0, -1.0), (0.02, -0.3), (0.8, 0.3)]),
+        ("body", "ellipse", [(-0.92, -0.58), (0.92, 1.0)]),
+        ("belly", "ellipse", [(-0.4, 0.02), (0.4, 0.82)]),
+    ]
+    return [(part, kind, [(x + half * px, y + half * py) for px, py in corners]) for part, kind, corners in parts]
+
+
+def draw_mascot(
+    scene: MascotScene, frame: tuple[int, int], rng: random.Random, *, scale: int = 1, leave_out: frozenset[str] = frozenset()
+) -> Image.Image:
+    """The scene as an RGB picture of `scale` times `frame` pixels; `leave_out` names parts not to draw."""
+    s = SUPERSAMPLE * scale
+    picture = Image.new("RGB", (frame[0] * s, frame[1] * s), jittered(COLOURS[scene.background], rng))
+    pen = ImageDraw.Draw(picture)
+    half = rng.uniform(*MASCOT_SIZES[scene.size]) / 2
+    x, y = centre(half, scene.position, frame, rng)
+    colours = {"body": jittered(MASCOT_BODY, rng), "horns": jittered(MASCOT_HORNS, rng)}
+    colours["belly"] = colours["horns"]
+    for part, kind, corners in mascot_parts(x * s, y * s, half * s):
+        if part in leave_out:
+            continue
+        if kind == "ellipse":
+            pen.ellipse([*corners[0], *corners[1]], fill=colours[part])
+        else:
+            pen.polygon(corners, fill=colours[part])
+    return picture.resize((frame[0] * scale, frame[1] * scale), Image.Resampling.BOX)
+
+
+def centre(half: float, position: str, frame: tuple[int, int], rng: random.Random) -> tuple[float, float]:
+    """Centre x, y in pixels of something of half size `half`, as `place` puts it."""
+    width, height = frame
+    dx, dy = POSITIONS[position]
+    x = width / 2 + dx * (width / 2 - half - 4) + rng.uniform(-3, 3) * (not dx)
+    y = height / 2 + dy * (height / 2 - half - 4) + rng.uniform(-3, 3) * (not dy)
+    return min(max(x, half), width - half), min(max(y, half), height - half)

@@ -5,7 +5,7 @@ unknown keys, and describes every field.
 """
 
 import difflib
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+S = TypeVar("S", bound=Settings)
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """` Did you mean x?` where a known word is near, else the list of what there is."""
     near = difflib.get_close_matches(word, known, 1)
@@ -26,7 +29,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f" There is: {', '.join(known)}." if known else ""
 
 
-def validate[S: Settings](settings: type[S], values: dict[str, Any], *, where: str, name: str) -> S:
+def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str) -> S:
     """`values` as an instance of `settings`.
 
     `where` is the section's dotted key and `name` what its settings are called in messages. Raises InputError with
