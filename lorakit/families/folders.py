@@ -1,0 +1,92 @@
+"""Finding a model's folder and saying what is wrong with it, before anything heavy is imported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.core.embedded import embedded
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable, sha256_file
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+def resolve(path: str, *, weights: bool = True) -> Path:
+    """The local folder of a model: "embedded", a folder, or a hub name (fetched, or found in the hub's cache).
+
+    Without `weights` a hub model's configurations and tokenizers alone are fetched. Raises InputError.
+    """
+    if path == "embedded":
+        return embedded("base")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    shown = printable(path)
+    if folder.suffix in PICKLES:
+        raise InputError(
+            f"model.path = {shown}: a pickle can run any code when it is read, so it is refused. "
+            "Convert it to a diffusers folder of safetensors first."
+        )
+    if folder.is_file():
+        raise InputError(f"model.path = {shown} is a single file: give a diffusers folder (with model_index.json).")
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return _from_hub(path, weights=weights)
+    raise InputError(f"model.path = {shown} does not exist: give a diffusers folder, a hub name or \"embedded\".")
+
+
+def _from_hub(name: str, *, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub library raises some twenty kinds; each means: not to be had
+        raise InputError(
+            f"model.path = {printable(name)} is no folder here, and the hub did not give it "
+            f"({type(error).__name__}): check the name, the network, or download it to a folder."
+        ) from None
+
+
+def read_config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    try:
+        return json.loads((folder / part / file).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{printable(folder / part / file)} could not be read: {printable(error)}") from None
+
+
+def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str]) -> None:
+    """That `folder` is a stock folder of one of `pipelines` with every part of `parts` (name to its config's file).
+
+    Raises InputError with all that is missing.
+    """
+    where = f"model.path = {printable(folder)}"
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{where} has no model_index.json: it is not a diffusers model folder.")
+    kind = read_config(folder, "", "model_index.json").get("_class_name")
+    if kind not in pipelines:
+        raise InputError(f"{where} is a {kind}, and this family reads {' or '.join(pipelines)}: set model.family.")
+    problems = []
+    for part, file in parts.items():
+        if not (folder / part / file).is_file():
+            problems.append(f"{where} lacks the component {part} ({part}/{file}): copy it from the original model.")
+        elif file == "config.json" and not any((folder / part).glob("*.safetensors")):
+            pickled = sorted(f.name for f in (folder / part).iterdir() if f.suffix in PICKLES)
+            problems.append(
+                f"{where}: {part} holds only the pickle {pickled[0]}, which is refused: save the model as safetensors."
+                if pickled
+                else f"{where}: {part} holds no weights (*.safetensors): copy them from the original model."
+            )
+    if problems:
+        raise InputError(problems)
+
+
+def fingerprint(*folders: Path) -> str:
+    """A digest of all files in `folders`, names and contents."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+            digest.update(f"{folder.name}/{file.relative_to(folder)}:{sha256_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,232 @@
+"""Stable Diffusion 1.x and 2.x: a U-Net on four-channel latents with one CLIP text encoder (Rombach et al., 2112.10752).
+
+Every number (VAE factor, scaling, prediction type, token limit) is read from the model's own configuration.
+"""
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lorakit.core import settings as core_settings
+from lorakit.core.types import Text
+from lorakit.diffusion import GaussianDiffusion
+from lorakit.families import folders
+from lorakit.families.protocol import Description
+
+PARTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+class Settings(core_settings.Settings):
+    family: Literal["sd"] = "sd"
+    """Stable Diffusion 1.x or 2.x."""
+    path: str = "embedded"
+    """A diffusers folder, a hub name, or "embedded" for the small base that ships with lorakit."""
+
+
+def _vae_factor(folder: Path) -> int:
+    return 2 ** (len(folders.read_config(folder, "vae")["block_out_channels"]) - 1)
+
+
+def describe(settings: Settings) -> Description:
+    """Side multiple, resolution and token counts, from configurations and the tokenizer."""
+    folder = folders.resolve(settings.path, weights=False)
+    factor = _vae_factor(folder)
+    tokenizer = _tokenizer(folder)
+    return Description(
+        side_multiple=factor,
+        resolution=factor * folders.read_config(folder, "unet")["sample_size"],
+        token_limit=tokenizer.model_max_length,
+        count_tokens=lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids),
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+def load(settings: Settings) -> "StableDiffusion":
+    """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
+    folder = folders.resolve(settings.path)
+    folders.check(folder, PARTS, pipelines=("StableDiffusionPipeline",))
+    return StableDiffusion(folder)
+
+
+class StableDiffusion:
+    """The family `sd`; see `families.protocol.Family`."""
+
+    name = "sd"
+    backbone = "unet"
+    text_encoders = ("text_encoder",)
+    default_targets = {
+        "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+        "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    }
+    lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    default_format = "kohya"
+
+    def __init__(self, path: Path) -> None:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        self.path = path
+        dtype = torch.float32
+        self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)
+        self.vae = AutoencoderKL.from_pretrained(path / "vae", dtype=dtype, use_safetensors=True)
+        self.text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, use_safetensors=True)
+        self.tokenizer = _tokenizer(path)
+        self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
+        self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
+        self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        self.side_multiple = _vae_factor(path)
+        self.token_limit = self.tokenizer.model_max_length
+        for module in self.components.values():
+            module.requires_grad_(False).eval()
+
+    def to(self, device: Any, dtype: Any) -> None:
+        for name, module in self.components.items():
+            # the VAE stays in fp32: it overflows in fp16 and costs little
+            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, scaled: (B, C, H/f, W/f)."""
+        mean = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean
+        return mean * self.vae.config.scaling_factor
+
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; longer captions are cut at L tokens."""
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.token_limit, return_tensors="pt"
+        ).to(self.text_encoder.device)
+        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        return {"states": self.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state}
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+        dtype = self.unet.dtype
+        return self.unet(x_t.to(dtype), t, encoder_hidden_states=text["states"].to(dtype)).sample
+
+    def live_pipeline(self) -> Any:
+        import diffusers
+
+        scheduler = getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def stock_pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.path, dtype=torch.float32, use_safetensors=True, safety_checker=None
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def original_name(self, component: str, path: str) -> str:
+        """transformers 5.6 dropped `text_model.` from CLIPTextModel's names; every published adapter has it."""
+        if component == "text_encoder" and not path.startswith("text_model."):
+            return f"text_model.{path}"
+        return path
+
+    def metadata(self) -> dict[str, str]:
+        second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads
+        return {
+            "ss_base_model_version": "sd_v2" if second else "sd_v1",
+            "ss_v2": str(second),
+            "modelspec.architecture": f"stable-diffusion-v{2 if second else 1}/lora",
+        }
+
+    def fingerprint(self, component: str) -> str:
+        parts = [component, "tokenizer"] if component == "text_encoder" else [component]
+        return folders.fingerprint(*(self.path / part for part in parts))
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        keys = list(keys)
+        starts = (*self.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
+        return bool(keys) and all(k.startswith(starts) for k in keys) and not any("lora_te2_" in k for k in keys)
+
+
+@functools.cache
+def tiny() -> StableDiffusion:
+    """A random instance that runs in milliseconds: VAE factor 4, 16 tokens, folder under the system's temporary one."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder = Path(tempfile.mkdtemp(prefix="lorakit-tiny-sd-"))
+    letters = [chr(c) for c in range(33, 127)]
+    entries = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=16
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=2,
+            cross_attention_dim=24,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=32,
+            scaling_factor=0.7,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(entries),
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                bos_token_id=len(entries) - 2,
+                eos_token_id=len(entries) - 1,
+                pad_token_id=len(entries) - 1,
+            )
+        )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return load(Settings(path=str(folder)))
