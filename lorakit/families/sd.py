@@ -83,7 +83,7 @@ class StableDiffusion:
         from transformers import CLIPTextModel
 
         self.path = path
-        dtype = torch.float32
+        self.dtype = dtype = torch.float32
         self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)
         self.vae = AutoencoderKL.from_pretrained(path / "vae", dtype=dtype, use_safetensors=True)
         self.text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, use_safetensors=True)
@@ -97,6 +97,7 @@ class StableDiffusion:
             module.requires_grad_(False).eval()
 
     def to(self, device: Any, dtype: Any) -> None:
+        self.dtype = dtype
         for name, module in self.components.items():
             # the VAE stays in fp32: it overflows in fp16 and costs little
             module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
@@ -116,8 +117,7 @@ class StableDiffusion:
         return {"states": self.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state}
 
     def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
-        dtype = self.unet.dtype
-        return self.unet(x_t.to(dtype), t, encoder_hidden_states=text["states"].to(dtype)).sample
+        return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample
 
     def live_pipeline(self) -> Any:
         import diffusers

@@ -1,0 +1,8 @@
+"""Training objectives, one file each. A module defines `Settings` and `build(settings, process) -> Objective`.
+
+An objective is called as `objective(predict, batch) -> LossReport`; it sees a model only through `predict`.
+"""
+
+from lorakit.core.registry import Registry
+
+OBJECTIVES = Registry("lorakit.diffusion.objectives", "objective")

@@ -1,0 +1,5 @@
+"""Optimizers, one file each, and the learning-rate schedules. A module defines `Settings` and `build(settings, groups)`."""
+
+from lorakit.core.registry import Registry
+
+OPTIMIZERS = Registry("lorakit.optimizers", "optimizer", frozenset({"schedules"}))
