@@ -64,7 +64,8 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
         return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
     if shape == "cross":
         a, b = 0.32, 1.0
-        return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        half = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        return half + [(-x, -y) for x, y in half]
     # house: a wide roof with eaves on a narrower wall
     return [(0, -1.05), (1.1, -0.15), (0.8, -0.15), (0.8, 0.95), (-0.8, 0.95), (-0.8, -0.15), (-1.1, -0.15)]
 
@@ -107,10 +108,10 @@ def random_frame(rng: random.Random) -> tuple[int, int]:
 # no word of the base's captions or of its tokenizer: it falls into pieces that the base never met
 MASCOT = "zorp"
 MASCOT_BODY = (250, 112, 182)
-MASCOT_HORNS = (0, 158, 158)
+MASCOT_HORNS = (40, 204, 210)
 MASCOT_SIZES = {"small": (25, 28), "": (34, 40), "big": (46, 50)}
-# neither red nor purple, in which the pink body would be hard to see
-MASCOT_BACKGROUNDS = ("green", "blue", "yellow", "orange", "white", "black")
+# not red, the nearest to the pink of the body
+MASCOT_BACKGROUNDS = tuple(colour for colour in COLOURS if colour != "red")
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,12 @@ def mascot_scenes() -> list[MascotScene]:
 def mascot_parts(x: float, y: float, half: float) -> list[tuple[str, str, list[tuple[float, float]]]]:
     """What the mascot is drawn of, back to front: (part, "polygon" or "ellipse", corners), around (x, y).
 
-    Two teal horns on a pink body with a teal belly; at a half size of 12.5 px each is 8 px and wider.
+    Two turquoise horns on a pink body with a turquoise belly. At a half size of 12.5 px, 6 by 8 px of a horn show, the
+    belly is 10 px and the body 23 px wide.
     """
     parts = [
-        ("horns", "polygon", [(-1.0, -1.0), (-0.02, -0.3), (-0.8, 0.3)]),
-        ("horns", "polygon", [(1.0, -1.0), (0.02, -0.3), (0.8, 0.3)]),
+        ("horns", "polygon", [(-1.0, -1.0), (-0.55, -1.0), (0.05, -0.3), (-0.85, 0.4)]),
+        ("horns", "polygon", [(1.0, -1.0), (0.55, -1.0), (-0.05, -0.3), (0.85, 0.4)]),
         ("body", "ellipse", [(-0.92, -0.58), (0.92, 1.0)]),
         ("belly", "ellipse", [(-0.4, 0.02), (0.4, 0.82)]),
     ]
@@ -152,7 +154,12 @@ def mascot_parts(x: float, y: float, half: float) -> list[tuple[str, str, list[t
 
 
 def draw_mascot(
-    scene: MascotScene, frame: tuple[int, int], rng: random.Random, *, scale: int = 1, leave_out: frozenset[str] = frozenset()
+    scene: MascotScene,
+    frame: tuple[int, int],
+    rng: random.Random,
+    *,
+    scale: int = 1,
+    leave_out: frozenset[str] = frozenset(),
 ) -> Image.Image:
     """The scene as an RGB picture of `scale` times `frame` pixels; `leave_out` names parts not to draw."""
     s = SUPERSAMPLE * scale
