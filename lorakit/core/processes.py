@@ -4,12 +4,15 @@ Thin functions on torch.distributed that are right with one process too, so that
 Starting the processes is Accelerate's work (training/).
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -32,6 +35,23 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, on every rank; what it raises there, every rank raises."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome = [action(), None]
+        except Exception as error:
+            if world() == 1:
+                raise
+            outcome = [None, error]
+    if world() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def sum_tensors(tensors: Iterable[Tensor]) -> None:

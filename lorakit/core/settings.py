@@ -5,6 +5,7 @@ unknown keys, and describes every field.
 """
 
 import difflib
+import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +16,7 @@ from lorakit.core.errors import InputError
 class Settings(BaseModel):
     """Strict and frozen; every field carries a description (`Field(default, description=…)`)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Settings)
@@ -36,7 +37,8 @@ def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str
     every wrong key at once.
     """
     try:
-        return settings.model_validate(values)
+        # as JSON, since TOML like JSON has one kind of list, which strict validation takes for tuples only there
+        return settings.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise InputError([_explain(settings, e, where=where, name=name) for e in error.errors()]) from None
 

@@ -1,0 +1,1 @@
+"""Floor 7: the verbs, one file each. A verb parses, calls one function and prints."""

@@ -1,0 +1,60 @@
+"""The command line: finds the verb, calls it, and turns errors into one message and an exit code.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import errno
+import importlib
+import sys
+
+from lorakit.core.errors import LorakitError, StorageError
+from lorakit.core.files import printable
+
+VERBS = ("demo", "train", "sample", "export", "merge", "inspect")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lorakit", description="Teach a latent diffusion model something new.")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"lorakit.cli.{name}")
+        sub = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one verb and ends the process with the exit code of the contract."""
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except LorakitError as error:
+        report(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # whoever read our output has gone; Python would complain once more when it flushes at exit
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        report(StorageError(f"{error.filename or 'a file'}: {error.strerror}: free some space or choose another folder"))
+        sys.exit(StorageError.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def report(error: LorakitError) -> None:
+    """One `error: …` on stderr, a line per problem, control characters escaped."""
+    lines = [printable(line) for line in str(error).splitlines()] or [type(error).__name__]
+    print("error: " + "\n       ".join(lines), file=sys.stderr)

@@ -1,0 +1,50 @@
+"""Trains an adapter from a recipe, or goes on with a run.
+
+  lorakit train RECIPE [section.key=value …]
+  lorakit train --resume RUN [section.key=value …]
+
+Several processes: accelerate launch --num_processes N -m lorakit train RECIPE
+"""
+
+import argparse
+from pathlib import Path
+
+from lorakit.core.errors import InputError
+
+HELP = "train an adapter from a recipe, or go on with a run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="a recipe (TOML)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on where the run in this folder stopped")
+    parser.add_argument(
+        "--allow-change", metavar="KEY", action="append", default=[], help="let --resume change this setting"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    overrides = list(args.overrides)
+    if args.resume is not None:
+        if args.recipe is not None:
+            overrides.insert(0, args.recipe)
+    elif args.recipe is None:
+        raise InputError("Give a recipe, `lorakit train RECIPE`, or a run to go on with, `lorakit train --resume RUN`.")
+    from lorakit.core.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorakit.core.processes import rank
+
+    if args.resume is not None:
+        from lorakit.verbs.train import resume
+
+        result = resume(args.resume, overrides=overrides, allow=args.allow_change)
+    else:
+        from lorakit.recipe import load_recipe
+
+        recipe = load_recipe(args.recipe, overrides=overrides)
+        from lorakit.verbs.train import train
+
+        result = train(recipe)
+    if rank() == 0:
+        print(f"{result.steps} steps in {result.seconds:.0f} s. The adapter: {result.adapter}")

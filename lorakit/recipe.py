@@ -1,0 +1,191 @@
+"""The recipe: a TOML file, its command-line overrides, and the settings that they become.
+
+What a section may hold is defined by the settings class beside the code that it configures; here they are only put
+together. A recipe knows its defaults, so `to_toml` writes every one of them out.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.adapters import ADAPTERS
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.core.settings import Settings, did_you_mean, validate
+from lorakit.data.dataset import DataSettings
+from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.families import FAMILIES
+from lorakit.optimizers import OPTIMIZERS
+from lorakit.sampling.pictures import SampleSettings
+from lorakit.training.loop import RunSettings
+
+# section: (registry, key that chooses, kind where it is not given)
+CHOSEN = {
+    "model": (FAMILIES, "family", "sd"),
+    "adapter": (ADAPTERS, "kind", "lora"),
+    "objective": (OBJECTIVES, "kind", "denoising"),
+    "optimizer": (OPTIMIZERS, "kind", "adamw"),
+}
+FIXED: dict[str, type[Settings]] = {"data": DataSettings, "run": RunSettings, "sample": SampleSettings}
+DEFAULT_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole, checked recipe; each part is the settings class of what it configures."""
+
+    model: Any
+    adapter: Any
+    data: DataSettings
+    objective: Any
+    optimizer: Any
+    run: RunSettings
+    sample: SampleSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, defaults included; None (which TOML cannot say) is left out."""
+        return {name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__}
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the TOML file `path`, changed by `overrides` like "run.steps=500".
+
+    Relative paths are relative to the file, in overrides to the current folder. Raises InputError with all that is
+    wrong at once.
+    """
+    file = Path(path)
+    shown = printable(path)
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{shown} does not exist: give the path of a recipe (TOML).") from None
+    except OSError as error:
+        raise InputError(f"{shown} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{shown} is not UTF-8 text: a recipe is a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{shown} is not valid TOML: {error}.") from None
+    anchor_paths(values, file.resolve().parent)
+    for override in overrides:
+        apply_override(values, override)
+    if isinstance(values.get("run", {}), dict):
+        values.setdefault("run", {}).setdefault("output", str(Path.cwd() / "runs" / file.stem))
+    return build(values)
+
+
+def build(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a nested dictionary. Raises InputError with all that is wrong at once."""
+    problems: list[str] = []
+    known = list(Recipe.__dataclass_fields__)
+    problems += [f"{key} is not a section of a recipe.{did_you_mean(key, known)}" for key in values if key not in known]
+    parts: dict[str, Any] = {}
+    for section in known:
+        given = values.get(section, {})
+        if not isinstance(given, dict):
+            problems.append(f"{section} = {given!r}: a section is a table, written [{section}].")
+            continue
+        try:
+            parts[section] = _section(section, given)
+        except InputError as error:
+            problems += error.problems
+    if "run" in parts and parts["run"].steps is not None and parts["run"].epochs is not None:
+        problems.append("run.steps and run.epochs are both given: keep one of them.")
+    if "data" in parts and not parts["data"].sources:
+        problems.append('data.sources is missing: name a folder of pictures, [[data.sources]] path = "…".')
+    if problems:
+        raise InputError(problems)
+    if parts["run"].steps is None and parts["run"].epochs is None:
+        parts["run"] = parts["run"].model_copy(update={"steps": DEFAULT_STEPS})
+    return Recipe(**parts)
+
+
+def _section(section: str, given: dict[str, Any]) -> Settings:
+    if section in FIXED:
+        return validate(FIXED[section], given, where=section, name=f"[{section}]")
+    registry, chooser, default = CHOSEN[section]
+    kind = given.get(chooser, default)
+    settings = registry.module(kind, where=f"{section}.{chooser}").Settings
+    return validate(settings, {chooser: kind, **given}, where=section, name=str(kind))
+
+
+# -- overrides and paths ------------------------------------------------------------------------------------------
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Puts `section.key=value` into `values`; the value is read as TOML, else as text. A number names a list's entry."""
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise InputError(f"{printable(override)!r} is no override: write section.key=value, like run.steps=500.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = values
+    for i, part in enumerate(path[:-1]):
+        following = [] if path[i + 1].isdigit() else {}
+        node = _entry(node, part, override, following)
+    if isinstance(node, list):
+        _entry(node, path[-1], override, None)
+        node[int(path[-1])] = value
+    elif isinstance(node, dict):
+        node[path[-1]] = value
+    else:
+        raise InputError(f"{printable(override)}: {'.'.join(path[:-1])} holds no further keys.")
+    anchor_paths(values, Path.cwd())
+
+
+def _entry(node: Any, part: str, override: str, new: Any) -> Any:
+    """The entry `part` of a table or list, made as `new` where it is the next one missing."""
+    if isinstance(node, list) and part.isdigit() and int(part) <= len(node):
+        if int(part) == len(node):
+            node.append(new)
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node.setdefault(part, new)
+    raise InputError(f"{printable(override)}: there is no entry {part} to change.")
+
+
+def anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Makes the relative paths of a recipe's values absolute, from `folder`; absolute ones stay."""
+
+    def anchor(table: Any, key: str) -> None:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = str(folder / Path(table[key]).expanduser())
+
+    data = values.get("data", {})
+    sources = data.get("sources", []) if isinstance(data, dict) else []
+    for source in sources if isinstance(sources, list) else []:
+        anchor(source, "path")
+    anchor(data, "cache")
+    anchor(values.get("run"), "output")
+    model = values.get("model")
+    # "embedded" and hub names are no paths: what looks like one is anchored, what exists there too
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        path = model["path"]
+        if path != "embedded" and (path.startswith((".", "~")) or path.count("/") != 1 or (folder / path).exists()):
+            anchor(model, "path")
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two recipes' dictionaries."""
+
+    def flat(value: Any, key: str) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            items: Any = value.items()
+        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            items = enumerate(value)
+        else:
+            return {key: json.dumps(value)}
+        return {k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}" if key else str(name)).items()}
+
+    old, new = flat(before, ""), flat(after, "")
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -1,0 +1,1 @@
+"""Floor 3: pictures from a ready pipeline."""

@@ -1,0 +1,79 @@
+"""Pictures from a stock pipeline at fixed seeds. Which pipeline, with which adapters, is the caller's affair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+from lorakit.core import settings as core_settings
+
+
+class SampleSettings(core_settings.Settings):
+    prompts: list[str] = []
+    """What to draw during training."""
+    negative_prompt: str = ""
+    """What the guidance leads away from."""
+    steps: int = Field(20, gt=0)
+    """Denoising steps a picture."""
+    guidance: float = Field(5.0, ge=0)
+    """Scale of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1: off."""
+    seed: int = Field(0, ge=0)
+    """Seed of the first prompt; each further one takes the next."""
+    width: int | None = Field(None, gt=0)
+    """Pixels; the model's own size where not given."""
+    height: int | None = Field(None, gt=0)
+    """Pixels; the model's own size where not given."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw; width and height in pixels, None for the model's own."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+
+
+def requests(settings: SampleSettings) -> list[Request]:
+    return [
+        Request(prompt, settings.seed + i, settings.negative_prompt, settings.width, settings.height)
+        for i, prompt in enumerate(settings.prompts)
+    ]
+
+
+@torch.no_grad()
+def draw(pipeline: Any, wanted: Sequence[Request], *, steps: int, guidance: float) -> list[Image.Image]:
+    """One picture for each request, drawn one by one so that no picture depends on its neighbours.
+
+    Latents are drawn on the CPU, so that a seed means the same picture on any device.
+    """
+    pictures = []
+    for request in wanted:
+        result = pipeline(
+            request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            width=request.width,
+            height=request.height,
+            generator=torch.Generator().manual_seed(request.seed),
+        )
+        pictures.append(result.images[0])
+    return pictures
+
+
+def grid(pictures: Sequence[Image.Image], *, columns: int, scale: int = 1, gap: int = 4) -> Image.Image:
+    """All pictures on one sheet, row by row, each enlarged `scale` times."""
+    width = max(p.width for p in pictures) * scale + gap
+    height = max(p.height for p in pictures) * scale + gap
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    for i, picture in enumerate(pictures):
+        large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        sheet.paste(large, (gap + i % columns * width, gap + i // columns * height))
+    return sheet

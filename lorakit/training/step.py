@@ -1,0 +1,134 @@
+"""One optimizer step: micro steps forward and backward, gradients summed over the ranks, clipped, one update.
+
+The loss of a step is the sum of the weighted example losses over the number of examples in the global batch, on however
+many ranks and micro steps they were computed. Not here: what the loop does between steps (`loop.py`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.state import adapters_disabled
+from lorakit.core.processes import sum_tensors
+from lorakit.core.seeding import hashed
+from lorakit.core.types import Batch, LossReport, Predict, Text
+from lorakit.families.protocol import Family
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained and how: the parts of a step that stay the same for the whole run.
+
+    `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name.
+    """
+
+    family: Family
+    adapted: Mapping[str, nn.Module]
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    objective: Callable[[Predict, Batch], LossReport]
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: torch.amp.GradScaler | None
+    max_grad_norm: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """`loss` of the global batch, `grad_norm` before clipping, whether the update was `skipped`, and what the ranks'
+    `votes` add up to."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+    votes: tuple[float, ...]
+
+
+def predictor(trainee: Trainee, batch: Batch) -> Predict:
+    """The closure through which an objective sees the model."""
+
+    def predict(x_t: Tensor, t: Tensor, *, text: Text | None = None, adapter: bool = True) -> Tensor:
+        if not adapter:
+            with adapters_disabled(trainee.adapted):
+                return predict(x_t, t, text=text)
+        states = trainee.family.encode_text(batch.captions) if text is None else text
+        return trainee.family.predict(x_t, t, states)
+
+    return predict
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    text = None if batch.text is None else {name: move(value) for name, value in batch.text.items()}
+    return replace(
+        batch,
+        latents=move(batch.latents),
+        noise=move(batch.noise),
+        quantile=move(batch.quantile),
+        weight=move(batch.weight),
+        text=text,
+    )
+
+
+def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> Tensor:
+    """This micro step's part of the loss, its gradients accumulated; `count` examples are in the global batch."""
+    # dropout inside the model draws from the global generators: tie them to the sample, not to the past
+    torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
+    with trainee.autocast():
+        report = trainee.objective(predictor(trainee, batch), batch)
+    loss = (report.per_example * batch.weight).sum() / count
+    (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+    return loss.detach()
+
+
+def run_step(
+    trainee: Trainee, batches: Sequence[Batch], *, count: int, lr_factor: float, votes: Sequence[float] = ()
+) -> StepReport:
+    """One update from this rank's `batches` of a global batch of `count` examples.
+
+    A non-finite loss or gradient leaves weights and moments as they were. `votes` are summed over the ranks on the way,
+    so that all ranks decide alike at the same step.
+    """
+    parameters = list(trainee.parameters.values())
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=trainee.device)
+    for batch in batches:
+        loss += forward_backward(trainee, on_device(batch, trainee.device), count=count)
+    for parameter in parameters:
+        if parameter.grad is None:  # a rank without a share contributes zeros
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    ballot = torch.tensor(list(votes), device=trainee.device)
+    sum_tensors([loss, ballot, *gradients])
+    if trainee.scaler:
+        trainee.scaler.unscale_(trainee.optimizer)
+    norm = nn.utils.get_total_norm(gradients)
+    finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
+    if finite:
+        if trainee.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, trainee.max_grad_norm, norm)
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * lr_factor
+        if trainee.scaler:
+            trainee.scaler.step(trainee.optimizer)
+        else:
+            trainee.optimizer.step()
+    if trainee.scaler:
+        trainee.scaler.update()
+    return StepReport(loss.item(), norm.item(), skipped=not finite, votes=tuple(ballot.tolist()))
+
+
+def learning_rates(trainee: Trainee, lr_factor: float) -> dict[str, float]:
+    """The rates of a step as `metrics.jsonl` names them: `lr` of the backbone, `lr_<component>` of the others."""
+    rates = {}
+    for group in trainee.optimizer.param_groups:
+        name = "lr" if group["name"] == trainee.family.backbone else f"lr_{group['name']}"
+        rates[name] = group["full_lr"] * lr_factor
+    return rates

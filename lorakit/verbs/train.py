@@ -1,0 +1,443 @@
+"""Training: from a recipe to RUN/adapter.safetensors, and on from where a run stopped.
+
+Here the floors below are put together: data and cache, the family, the adapter, the loop, checkpoints, the exporter.
+The loop itself is `training/loop.py`.
+"""
+
+import contextlib
+import json
+import logging
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from torch import nn
+
+from lorakit import families
+from lorakit.adapters import ADAPTERS, adapter_state, copy_adapter_state, trainable_parameters
+from lorakit.adapters.state import state_from, state_metadata
+from lorakit.core.errors import InputError, InterruptedRun, LorakitError
+from lorakit.core.files import printable, write_json, write_text, written_aside
+from lorakit.core.processes import barrier, on_first_rank, rank, world
+from lorakit.core.quiet import quiet_libraries
+from lorakit.data.cache import Cache, default_folder, fill_latents, fill_text
+from lorakit.data.dataset import Dataset, prepare
+from lorakit.data.loader import Loader
+from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export import export_adapter
+from lorakit.export.files import write_adapter
+from lorakit.families.protocol import Family
+from lorakit.optimizers import OPTIMIZERS
+from lorakit.optimizers.schedules import factor
+from lorakit.recipe import Recipe, apply_override, build, changed_keys
+from lorakit.sampling.pictures import draw, requests
+from lorakit.training import checkpoint
+from lorakit.training.checkpoint import Checkpoint
+from lorakit.training.folder import RunFolder
+from lorakit.training.interrupt import watched
+from lorakit.training.loop import LoopReport, StepPlan, run_loop
+from lorakit.training.metrics import MetricsFile
+from lorakit.training.processes import dtype_of, resolve_precision, scaler_of, start
+from lorakit.training.step import Trainee
+
+log = logging.getLogger("lorakit")
+
+# what a resumed run may change and still train on the same numbers
+HARMLESS = ("run.output", "run.save_every", "run.keep_last", "run.sample_every", "run.trackers", "sample.", "data.workers")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the run is, how many steps it has done, its last loss (None where no step was left to do), the adapter."""
+
+    output: Path
+    steps: int
+    loss: float | None
+    adapter: Path
+    seconds: float
+
+
+def train(recipe: Recipe) -> RunResult:
+    """Trains as `recipe` says and leaves a verified `adapter.safetensors` in its output folder.
+
+    Raises InputError, StorageError, DivergedError or InterruptedRun; what was saved stays.
+    """
+    return _train(recipe, Path(recipe.run.output), resumed=False)
+
+
+def resume(run: Path, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> RunResult:
+    """Goes on with the run in folder `run` from its newest whole checkpoint, bit for bit at equal threads and ranks.
+
+    Settings changed by `overrides` are refused unless they are harmless or named in `allow`. Raises as `train` does,
+    and InputError where no checkpoint verifies, the data have changed, or the global batch cannot be kept.
+    """
+    run = run.resolve()
+    file = run / "recipe.toml"
+    if not file.is_file():
+        raise InputError(f"{printable(run)} holds no run (no recipe.toml): give the folder that a run wrote.")
+    before = tomllib.loads(file.read_text(encoding="utf-8"))
+    values = tomllib.loads(file.read_text(encoding="utf-8"))
+    for override in overrides:
+        apply_override(values, override)
+    values["run"]["output"] = str(run)  # the folder may have been moved
+    recipe = build(values)
+    refused = [
+        key
+        for key in changed_keys(before, recipe.to_dict())
+        if not key.startswith(HARMLESS) and not any(key == a or key.startswith(f"{a}.") for a in allow)
+    ]
+    if refused:
+        raise InputError(
+            [
+                f"{key} differs from the run's: a resumed run goes on with its own recipe. Leave it as it is, "
+                f"or say --allow-change {key}."
+                for key in refused
+            ]
+        )
+    return _train(recipe, run, resumed=True)
+
+
+def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
+    started = time.perf_counter()
+    quiet_libraries()
+    precision, reason = resolve_precision(recipe.run.precision)
+    recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
+    accelerator = start(precision, trackers=list(recipe.run.trackers), folder=output)
+    log.info("precision %s: %s", precision, reason)
+    found = None
+    if resumed:
+        found = _newest_checkpoint(output)
+        recipe = _keep_global_batch(recipe, found)
+    else:
+        on_first_rank(lambda: RunFolder.refuse_used(output))
+    data = _data(recipe)
+    if found and found.state["digest"] != data.plan.digest():
+        raise InputError(
+            "The pictures, captions or buckets are not those that this run was started with: "
+            "put them back, or start a new run."
+        )
+    last_step = recipe.run.steps or recipe.run.epochs * data.plan.steps_per_epoch
+    family = families.load_settings(recipe.model)
+    family.to(accelerator.device, dtype_of(precision))
+    adapted = _adapted(recipe, family)
+    loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
+    _inject(recipe, family, adapted)
+    trainee = _trainee(recipe, family, adapted, accelerator)
+    if found:
+        copy_adapter_state(adapted, state_from(found.adapter, found.state["adapter"]))
+        checkpoint.restore_optimizer(trainee.optimizer, trainee.parameters, found.optimizer)
+        if trainee.scaler:
+            trainee.scaler.load_state_dict(found.state["scaler"])
+    first_step = int(found.state["step"]) if found else 0
+    with _owned(output, resumed=resumed), watched() as interrupt, contextlib.closing(_bar(first_step, last_step)) as bar:
+        keeper = _Keeper(recipe, output, data, trainee, accelerator, bar, first_step)
+        report = run_loop(
+            trainee,
+            loader.steps(first_step, last_step),
+            first_step=first_step,
+            last_step=last_step,
+            lr_factor=lambda step: factor(recipe.optimizer.schedule, step, last_step),
+            save_every=recipe.run.save_every,
+            sample_every=recipe.run.sample_every,
+            hooks=keeper,
+            interrupt=interrupt,
+        )
+        adapter = keeper.finish(report)
+    return RunResult(output, report.step, report.loss, adapter, time.perf_counter() - started)
+
+
+# -- what a run starts from ---------------------------------------------------------------------------------------
+
+
+def _newest_checkpoint(output: Path) -> Checkpoint | None:
+    """The checkpoint to go on from, on every rank; None for step 0. Its thread count becomes ours."""
+
+    def choose() -> Path | None:
+        found, skipped = checkpoint.newest(output / "checkpoints")
+        for reason in skipped:
+            log.warning("%s An older checkpoint is used.", reason)
+        return found.path if found else None
+
+    path = on_first_rank(choose)
+    if path is None:
+        return None
+    found = checkpoint.load(path)
+    torch.set_num_threads(int(found.state["threads"]))
+    return found
+
+
+def _keep_global_batch(recipe: Recipe, found: Checkpoint | None) -> Recipe:
+    """`recipe` with `accumulate` such that the global batch stays as it was, whatever the number of processes."""
+    if found is None:
+        return recipe
+    wanted, micro = int(found.state["global_batch"]), recipe.run.batch_size * world()
+    if wanted % micro:
+        raise InputError(
+            f"The run has a global batch of {wanted}, which {world()} processes of run.batch_size "
+            f"{recipe.run.batch_size} cannot make: resume it on a number of processes that divides it."
+        )
+    return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
+
+
+def _global_batch(recipe: Recipe) -> int:
+    return int(recipe.run.batch_size * recipe.run.accumulate * world())
+
+
+def _data(recipe: Recipe) -> Dataset:
+    """The scanned data with their plan, read by rank 0 and handed to all."""
+    description = families.describe_settings(recipe.model)
+    data = on_first_rank(
+        lambda: prepare(
+            recipe.data,
+            side_multiple=description.side_multiple,
+            seed=recipe.run.seed,
+            global_batch=_global_batch(recipe),
+            count_tokens=description.count_tokens,
+            token_limit=description.token_limit,
+        )
+    )
+    if rank() == 0:
+        for warning in data.report.warnings:
+            log.warning("%s", warning)
+    return data
+
+
+def _adapted(recipe: Recipe, family: Family) -> dict[str, nn.Module]:
+    """The components that get an adapter, the backbone first."""
+    names = [family.backbone]
+    if recipe.adapter.text_encoder is not None:
+        if not family.text_encoders:
+            raise InputError(
+                f"adapter.text_encoder: the stock pipeline of {family.name} loads no adapter for its text encoders: "
+                "leave the section out."
+            )
+        names += family.text_encoders
+    return {name: family.components[name] for name in names}
+
+
+def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adapted: bool) -> Loader:
+    """Fills the cache, each rank its share, and makes the loader that reads it."""
+    cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
+    dtype = recipe.run.precision
+    latents = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
+    show = rank() == 0
+    with contextlib.closing(tqdm(desc="caching", unit="item", disable=not show, leave=False)) as bar:
+        fill_latents(
+            cache,
+            data.examples,
+            data.bucket_of,
+            encode=family.encode_images,
+            fingerprint=latents,
+            rank=rank(),
+            world=world(),
+            on_progress=bar.update,
+        )
+        text = None
+        if not text_encoders_adapted:
+            text = "-".join([*(family.fingerprint(name) for name in family.text_encoders), dtype])
+            with torch.no_grad():
+                fill_text(
+                    cache,
+                    data.captions(),
+                    encode=family.encode_text,
+                    fingerprint=text,
+                    rank=rank(),
+                    world=world(),
+                    on_progress=bar.update,
+                )
+    barrier()
+    return Loader(
+        data,
+        cache,
+        latents_fingerprint=latents,
+        text_fingerprint=text,
+        seed=recipe.run.seed,
+        batch_size=recipe.run.batch_size,
+        rank=rank(),
+        world=world(),
+        workers=recipe.data.workers,
+    )
+
+
+# -- what is trained ----------------------------------------------------------------------------------------------
+
+
+def _inject(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) -> None:
+    inject = ADAPTERS.module(recipe.adapter.kind).inject
+    for name, module in adapted.items():
+        part = recipe.adapter if name == family.backbone else recipe.adapter.text_encoder
+        inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
+        module.train()  # dropout of the adapter, gradient checkpointing
+        if recipe.run.gradient_checkpointing:
+            switch = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+            switch()
+
+
+def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], accelerator: Accelerator) -> Trainee:
+    parameters = trainable_parameters(adapted)
+    groups: list[dict[str, Any]] = []
+    for name in adapted:
+        part = recipe.adapter.text_encoder if name != family.backbone else None
+        lr = recipe.optimizer.lr if part is None or part.lr is None else part.lr
+        own = [p for key, p in parameters.items() if key.startswith(f"{name}.")]
+        groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
+    return Trainee(
+        family=family,
+        adapted=adapted,
+        parameters=parameters,
+        optimizer=OPTIMIZERS.module(recipe.optimizer.kind).build(recipe.optimizer, groups),
+        objective=OBJECTIVES.module(recipe.objective.kind).build(recipe.objective, family.process),
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+        scaler=scaler_of(accelerator),
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        seed=recipe.run.seed,
+    )
+
+
+# -- what a run leaves --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _owned(output: Path, *, resumed: bool) -> Iterator[None]:
+    """Takes the run's folder on rank 0 and writes how the run ended."""
+    folders: list[RunFolder] = []
+    take = RunFolder.existing if resumed else RunFolder.fresh
+    on_first_rank(lambda: folders.append(take(output)))
+    code, reason = 1, "ended by an unexpected error"
+    try:
+        yield
+        code, reason = 0, "done"
+    except LorakitError as error:
+        code, reason = error.exit_code, str(error)
+        raise
+    except KeyboardInterrupt:
+        code, reason = 130, "interrupted"
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        for folder in folders:
+            folder.release(code=code, reason=reason)
+
+
+def _bar(first_step: int, last_step: int) -> Any:
+    return tqdm(initial=first_step, total=last_step, unit="step", disable=rank() != 0, dynamic_ncols=True)
+
+
+class _Keeper:
+    """What the loop calls between steps. Rank 0 writes; the others wait where they must."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        data: Dataset,
+        trainee: Trainee,
+        accelerator: Accelerator,
+        bar: Any,
+        first_step: int,
+    ) -> None:
+        self.recipe, self.output, self.data = recipe, output, data
+        self.trainee, self.accelerator, self.bar = trainee, accelerator, bar
+        if rank() == 0:
+            write_text(output / "recipe.toml", recipe.to_toml())
+            write_json(output / "check.json", data.report.to_json())
+            self.file = MetricsFile(output / "metrics.jsonl", step=first_step)
+        if recipe.run.trackers:
+            accelerator.init_trackers(output.name)
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        if rank() != 0:
+            return
+        self.file.write(record)
+        self.bar.update()
+        if record["loss"] is not None:
+            self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+        if self.recipe.run.trackers:
+            numbers = {k: v for k, v in record.items() if isinstance(v, float)}
+            self.accelerator.log(numbers, step=record["step"])
+
+    def save(self, step: int) -> None:
+        if rank() == 0:
+            self.file.flush()
+            state = adapter_state(self.trainee.adapted)
+            checkpoint.save(
+                self.output / "checkpoints",
+                step,
+                adapter=state.tensors,
+                optimizer=checkpoint.optimizer_tensors(self.trainee.optimizer, self.trainee.parameters),
+                state={
+                    "step": step,
+                    "global_batch": _global_batch(self.recipe),
+                    "processes": world(),
+                    "batch_size": self.recipe.run.batch_size,
+                    "accumulate": self.recipe.run.accumulate,
+                    "threads": torch.get_num_threads(),
+                    "steps_per_epoch": self.data.plan.steps_per_epoch,
+                    "digest": self.data.plan.digest(),
+                    "adapter": state_metadata(state),
+                    "scaler": self.trainee.scaler.state_dict() if self.trainee.scaler else None,
+                },
+            )
+            write_adapter(
+                state,
+                self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
+                format=self._format(),
+                family=self.trainee.family,
+                metadata={"ss_output_name": self.output.name},
+                dtype=dtype_of(self.recipe.run.save_dtype),
+            )
+            checkpoint.prune(self.output / "checkpoints", keep=self.recipe.run.keep_last)
+        barrier()
+
+    def sample(self, step: int) -> None:
+        settings = self.recipe.sample
+        if rank() == 0 and settings.prompts:
+            try:
+                self._draw(step)
+            except Exception as error:  # a picture that cannot be drawn must not end a run
+                log.warning("sample pictures of step %d failed: %s: %s", step, type(error).__name__, error)
+        barrier()
+
+    def _draw(self, step: int) -> None:
+        settings, adapted = self.recipe.sample, self.trainee.adapted
+        for module in adapted.values():
+            module.eval()
+        try:
+            pipeline = self.trainee.family.live_pipeline()
+            pictures = draw(pipeline, requests(settings), steps=settings.steps, guidance=settings.guidance)
+        finally:
+            for module in adapted.values():
+                module.train()
+        for i, picture in enumerate(pictures):
+            with written_aside(self.output / "samples" / checkpoint.name_of(step) / f"{i:02d}.png") as aside:
+                picture.save(aside, format="PNG")
+
+    def finish(self, report: LoopReport) -> Path:
+        """The adapter in its dialect, verified against a fresh stock pipeline."""
+        path = self.output / "adapter.safetensors"
+        if rank() == 0:
+            state = adapter_state(self.trainee.adapted)
+            exported = export_adapter(
+                state,
+                format=self._format(),
+                out=path,
+                family=self.trainee.family,
+                dtype=dtype_of(self.recipe.run.save_dtype),
+            )
+            log.info("%s", json.dumps(exported.to_json()))
+        if self.recipe.run.trackers:
+            self.accelerator.end_training()
+        barrier()
+        return path
+
+    def _format(self) -> str:
+        return self.recipe.run.format or self.trainee.family.default_format
