@@ -1,0 +1,24 @@
+"""Small pictures for the tests of lorakit.data, and folders of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture like no other of another seed."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def folder_of(root: Path, sizes: Mapping[str, tuple[int, int]], *, caption: str | None = "a picture of {}") -> Path:
+    """`root` with a picture of each name and size, and its caption beside it."""
+    for seed, (name, size) in enumerate(sizes.items()):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(*size, seed).save(path)
+        if caption is not None:
+            path.with_suffix(".txt").write_text(caption.format(path.stem))
+    return root
