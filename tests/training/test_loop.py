@@ -1,0 +1,85 @@
+"""The order of things between steps."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.training.test_step import batch, trainee
+
+from lorakit.core.errors import DivergedError, InterruptedRun
+from lorakit.core.types import LossReport
+from lorakit.training.interrupt import Interrupt
+from lorakit.training.loop import LoopReport, StepPlan, run_loop
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.records: list[dict[str, Any]] = []
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def save(self, step: int) -> None:
+        self.events.append(("save", step))
+
+    def sample(self, step: int) -> None:
+        self.events.append(("sample", step))
+
+
+def loop(recorder: Recorder, *, first: int = 0, last: int = 5, objective: Any = None, **changed: Any) -> LoopReport:
+    plans = (StepPlan(0, [f"0/{n}.png"], [batch([n])]) for n in range(first, last))
+    options: dict[str, Any] = {"save_every": 2, "sample_every": 4, "interrupt": Interrupt(), **changed}
+    return run_loop(
+        trainee(objective),
+        plans,
+        first_step=first,
+        last_step=last,
+        lr_factor=lambda step: 1 / (step + 1),
+        hooks=recorder,
+        **options,
+    )
+
+
+def test_a_checkpoint_comes_before_samples_and_at_the_end() -> None:
+    recorder = Recorder()
+    assert loop(recorder).step == 5
+    assert recorder.events == [("save", 2), ("save", 4), ("sample", 4), ("save", 5), ("sample", 5)]
+
+
+def test_zero_switches_off_all_but_the_last_checkpoint() -> None:
+    recorder = Recorder()
+    loop(recorder, save_every=0, sample_every=0)
+    assert recorder.events == [("save", 5)]
+
+
+def test_one_record_a_step_with_the_rate_used() -> None:
+    recorder = Recorder()
+    loop(recorder, first=2)
+    assert [r["step"] for r in recorder.records] == [3, 4, 5]
+    assert [r["lr"] for r in recorder.records] == [0.1 * (1 / 3), 0.1 * (1 / 4), 0.1 * (1 / 5)]
+    assert recorder.records[0]["samples"] == ["0/2.png"]
+
+
+def test_a_signal_saves_and_ends() -> None:
+    recorder, interrupt = Recorder(), Interrupt()
+    interrupt.received.add(15)
+    with pytest.raises(InterruptedRun) as caught:
+        loop(recorder, interrupt=interrupt)
+    assert caught.value.exit_code == 143
+    assert recorder.events == [("save", 1)]
+
+
+def test_three_non_finite_losses_in_a_row_end_the_run() -> None:
+    calls = iter(range(100))
+
+    def objective(predict: Any, batch: Any) -> LossReport:
+        bad = next(calls) in (1, 3, 4, 5)
+        t = SimpleNamespace()
+        return LossReport(predict(batch.latents, None, text={}).flatten(1).sum(1) * (float("nan") if bad else 1.0), t)  # type: ignore[arg-type]
+
+    recorder = Recorder()
+    with pytest.raises(DivergedError, match=r"0/5\.png"):
+        loop(recorder, last=9, objective=objective, save_every=0, sample_every=0)
+    assert [r["loss"] is None for r in recorder.records] == [False, True, False, True, True, True]
+    assert recorder.events == []

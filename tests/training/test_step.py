@@ -1,0 +1,125 @@
+"""A step's loss and gradient do not depend on how its global batch is split; a non-finite one changes nothing."""
+
+import contextlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lorakit.core.types import Batch, LossReport, Predict
+from lorakit.training.step import Trainee, learning_rates, run_step
+
+
+def batch(numbers: Sequence[int], *, weight: float = 1.0) -> Batch:
+    latents = torch.stack([torch.linspace(0, 1, 8).reshape(2, 2, 2) * (n + 1) for n in numbers]).double()
+    return Batch(
+        keys=tuple(f"0/{n}.png" for n in numbers),
+        numbers=tuple(numbers),
+        captions=tuple("x" for _ in numbers),
+        latents=latents,
+        noise=torch.zeros_like(latents),
+        quantile=torch.zeros(len(numbers)),
+        weight=torch.full((len(numbers),), weight, dtype=torch.float64),
+        text={},
+    )
+
+
+def trainee(objective: Any = None, *, max_grad_norm: float = 0.0) -> Trainee:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8).double()
+
+    def squared(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.zeros(len(batch.keys))
+        assert batch.latents is not None
+        return LossReport(predict(batch.latents, t, text=batch.text).square().flatten(1).mean(1), t)
+
+    family = SimpleNamespace(backbone="unet", predict=lambda x, t, text: model(x.flatten(1)))
+    parameters = dict(model.named_parameters())
+    group = {"params": list(parameters.values()), "lr": 0.1, "full_lr": 0.1, "name": "unet"}
+    return Trainee(
+        family=family,  # type: ignore[arg-type]
+        adapted={},
+        parameters=parameters,
+        optimizer=torch.optim.SGD([group]),
+        objective=objective or squared,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+        scaler=None,
+        max_grad_norm=max_grad_norm,
+        seed=0,
+    )
+
+
+def weights(trainee: Trainee) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainee.parameters.values()])
+
+
+def test_any_split_into_micro_steps_gives_the_same_update() -> None:
+    results = []
+    for split in ([[0, 1, 2, 3]], [[0], [1, 2, 3]], [[0], [1], [2], [3]]):
+        t = trainee()
+        report = run_step(t, [batch(part) for part in split], count=4, lr_factor=1.0)
+        results.append((weights(t), report))
+    for after, report in results[1:]:
+        torch.testing.assert_close(after, results[0][0], rtol=1e-14, atol=0)
+        assert report.grad_norm == pytest.approx(results[0][1].grad_norm, rel=1e-12)
+        assert report.loss == pytest.approx(results[0][1].loss, rel=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_over_the_global_batch() -> None:
+    whole = run_step(trainee(), [batch([0, 1])], count=2, lr_factor=1.0)
+    halved = run_step(trainee(), [batch([0, 1], weight=0.5)], count=2, lr_factor=1.0)
+    assert halved.loss == pytest.approx(whole.loss / 2)
+    assert halved.grad_norm == pytest.approx(whole.grad_norm / 2)
+
+
+def test_a_rank_without_a_share_contributes_zeros() -> None:
+    t = trainee()
+    before = weights(t)
+    report = run_step(t, [], count=4, lr_factor=1.0)
+    assert report.loss == 0 and report.grad_norm == 0
+    assert torch.equal(weights(t), before)
+
+
+def test_clipping_scales_the_update_to_the_given_norm() -> None:
+    t = trainee(max_grad_norm=0.5)
+    before = weights(t)
+    report = run_step(t, [batch([3])], count=1, lr_factor=1.0)
+    assert report.grad_norm > 0.5, "the report holds the norm before clipping"
+    assert (weights(t) - before).norm().item() == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_loss_leaves_weights_and_moments_alone(value: float) -> None:
+    def broken(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.zeros(1)
+        return LossReport(predict(batch.latents, t, text={}).flatten(1).sum(1) * value, t)
+
+    t = trainee(broken)
+    before = weights(t)
+    report = run_step(t, [batch([0])], count=1, lr_factor=1.0)
+    assert report.skipped
+    assert torch.equal(weights(t), before)
+
+
+def test_the_learning_rate_is_the_full_one_times_the_factor() -> None:
+    t = trainee()
+    run_step(t, [batch([0])], count=1, lr_factor=0.25)
+    assert t.optimizer.param_groups[0]["lr"] == 0.1 * 0.25
+    assert learning_rates(t, 0.25) == {"lr": 0.1 * 0.25}
+
+
+def test_dropout_follows_the_sample_and_not_the_past() -> None:
+    def noisy(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.zeros(1)
+        return LossReport(predict(batch.latents, t, text={}).flatten(1).sum(1) * torch.rand(1).double(), t)
+
+    first, second = trainee(noisy), trainee(noisy)
+    torch.manual_seed(1)
+    one = run_step(first, [batch([0])], count=1, lr_factor=1.0).loss
+    torch.manual_seed(2)
+    assert run_step(second, [batch([0])], count=1, lr_factor=1.0).loss == one
+    assert run_step(trainee(noisy), [batch([1])], count=1, lr_factor=1.0).loss != one
