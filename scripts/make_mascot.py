@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 
 import scenes
+
 from lorakit.core.files import make_folder, write_json, write_text, written_aside
 
 FRAMES = [(64, 64)] * 8 + [(80, 52)] * 2 + [(52, 80)] * 2 + [(72, 56)] * 2 + [(56, 72)] * 2
