@@ -6,7 +6,9 @@ unknown keys, and describes every field.
 
 import difflib
 import json
-from typing import Any, TypeVar
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,7 +18,9 @@ from lorakit.core.errors import InputError
 class Settings(BaseModel):
     """Strict and frozen; every field carries a description (`Field(default, description=…)`)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -44,25 +48,55 @@ def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str
 
 
 def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> str:
-    path = [str(part) for part in error["loc"]]
+    path, models = _follow(settings, error["loc"])
+    kind, context = error["type"], error.get("ctx", {})
+    if kind.startswith("union_tag"):
+        path.append(context["discriminator"].strip("'"))
     key = ".".join([where, *path]) if where else ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return f"{key} is not a setting of {name}.{did_you_mean(path[-1], _fields(settings, path[:-1]))}"
-    if error["type"] == "missing":
+    if kind == "extra_forbidden":
+        known = sorted({field for model in models for field in model.model_fields})
+        return f"{key} is not a setting of {name}.{did_you_mean(path[-1], known)}"
+    if kind in ("missing", "union_tag_not_found"):
         return f"{key} is missing: {name} needs it."
+    if kind == "union_tag_invalid":
+        known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
+        return f"{key} = {context['tag']!r} is not known.{did_you_mean(context['tag'], known)}"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("value_error", "assertion_error"):
+    if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}"
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    hint = ""
+    if kind == "literal_error" and isinstance(error["input"], str):
+        near = difflib.get_close_matches(error["input"], re.findall(r"'([^']*)'", context["expected"]), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}.{hint}"
 
 
-def _fields(settings: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the fields that the settings nested at `path` have."""
-    for part in path:
-        field = settings.model_fields.get(part)
-        nested = field.annotation if field else None
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            settings = nested
-        else:
-            return []
-    return list(settings.model_fields)
+def _follow(settings: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys in an error's `loc`, without pydantic's marks for unions, and the classes that the last table may be."""
+    path: list[str] = []
+    models: list[type[BaseModel]] = [settings]
+    table = models
+    for part in loc:
+        chosen = [model for model in models if len(models) > 1 and part in _marks(model)]
+        if chosen:
+            models = chosen
+            continue
+        path.append(str(part))
+        if isinstance(part, str):
+            table = models
+            fields = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [nested for field in fields for nested in _models(field.annotation)]
+    return path, table
+
+
+def _marks(model: type[BaseModel]) -> set[str]:
+    """What pydantic calls a member of a union by: its class, or the value of the field that tells members apart."""
+    values = [value for field in model.model_fields.values() for value in get_args(field.annotation)]
+    return {model.__name__, *(value for value in values if isinstance(value, str))}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes within an annotation like `Inner | None` or `list[Inner]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

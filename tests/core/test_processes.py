@@ -1,0 +1,76 @@
+"""Two gloo processes on this machine, and the same functions with one."""
+
+import subprocess
+import sys
+
+import torch
+
+from lorakit.core import processes
+
+WORKER = """
+import datetime, sys
+import torch
+import torch.distributed as dist
+from lorakit.core import processes
+from lorakit.core.errors import InputError
+
+rank, port = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group(
+    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+)
+assert (processes.world(), processes.rank()) == (2, rank)
+assert processes.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+
+mine = [torch.randn(5, 3, generator=torch.Generator().manual_seed(10 + rank)), torch.full((1,), 10.0**rank)]
+both = [torch.randn(5, 3, generator=torch.Generator().manual_seed(10 + r)) for r in (0, 1)]
+summed = [t.clone() for t in mine]
+processes.sum_tensors(summed)
+assert torch.equal(summed[0], both[0] + both[1]) and summed[1].item() == 11.0
+assert len(set(processes.gather_objects(summed[0].numpy().tobytes()))) == 1, "the same bits on every rank"
+
+assert processes.on_first_rank(lambda: f"from {rank}") == "from 0"
+def refuse():
+    raise InputError(["a", "b"])
+try:
+    processes.on_first_rank(refuse)
+except InputError as error:
+    assert error.problems == ["a", "b"]
+else:
+    raise SystemExit("rank 0's error must reach every rank")
+processes.barrier()
+print("fine")
+"""
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_two_processes_agree():
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    ended = [process.communicate(timeout=120) for process in started]
+    for process, (out, err) in zip(started, ended):
+        assert process.returncode == 0, err
+        assert "fine" in out
+
+
+def test_alone_everything_is_the_identity():
+    assert (processes.world(), processes.rank()) == (1, 0)
+    assert processes.gather_objects("x") == ["x"]
+    tensor = torch.randn(3)
+    before = tensor.clone()
+    processes.sum_tensors([tensor])
+    processes.barrier()
+    assert torch.equal(tensor, before)
+    assert processes.on_first_rank(lambda: 5) == 5
