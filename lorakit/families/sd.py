@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lorakit.core import settings as core_settings
+from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
 from lorakit.families import folders
@@ -82,6 +83,7 @@ class StableDiffusion:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel
 
+        quiet_libraries()
         self.path = path
         self.dtype = dtype = torch.float32
         self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)

@@ -5,7 +5,7 @@ Here is the order of things and nothing else: how a step is computed is in `step
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import DivergedError, InterruptedRun
-from lorakit.core.types import Batch
+from lorakit.data.loader import StepPlan
 from lorakit.training.interrupt import Interrupt, decided
 from lorakit.training.step import Trainee, learning_rates, run_step
 
@@ -57,15 +57,6 @@ class LoopReport:
 
     step: int
     loss: float | None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """A step as the data side has planned it: its `epoch`, the keys of its global batch in order, this rank's batches."""
-
-    epoch: int
-    keys: Sequence[str]
-    batches: Sequence[Batch]
 
 
 class Hooks(Protocol):

@@ -26,9 +26,10 @@ from lorakit.core.errors import InputError, InterruptedRun, LorakitError
 from lorakit.core.files import printable, write_json, write_text, written_aside
 from lorakit.core.processes import barrier, on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
-from lorakit.data.cache import Cache, default_folder, fill_latents, fill_text
+from lorakit.data.cache import default_folder, fill_latents, fill_text
 from lorakit.data.dataset import Dataset, prepare
 from lorakit.data.loader import Loader
+from lorakit.data.shards import Cache
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export import export_adapter
 from lorakit.export.files import write_adapter
@@ -41,7 +42,7 @@ from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import watched
-from lorakit.training.loop import LoopReport, StepPlan, run_loop
+from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import dtype_of, resolve_precision, scaler_of, start
 from lorakit.training.step import Trainee
@@ -392,7 +393,6 @@ class _Keeper:
                 self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
                 format=self._format(),
                 family=self.trainee.family,
-                metadata={"ss_output_name": self.output.name},
                 dtype=dtype_of(self.recipe.run.save_dtype),
             )
             checkpoint.prune(self.output / "checkpoints", keep=self.recipe.run.keep_last)

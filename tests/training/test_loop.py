@@ -8,8 +8,9 @@ from tests.training.test_step import batch, trainee
 
 from lorakit.core.errors import DivergedError, InterruptedRun
 from lorakit.core.types import LossReport
+from lorakit.data.loader import StepPlan
 from lorakit.training.interrupt import Interrupt
-from lorakit.training.loop import LoopReport, StepPlan, run_loop
+from lorakit.training.loop import LoopReport, run_loop
 
 
 class Recorder:
@@ -28,7 +29,7 @@ class Recorder:
 
 
 def loop(recorder: Recorder, *, first: int = 0, last: int = 5, objective: Any = None, **changed: Any) -> LoopReport:
-    plans = (StepPlan(0, [f"0/{n}.png"], [batch([n])]) for n in range(first, last))
+    plans = (StepPlan(0, (f"0/{n}.png",), (batch([n]),)) for n in range(first, last))
     options: dict[str, Any] = {"save_every": 2, "sample_every": 4, "interrupt": Interrupt(), **changed}
     return run_loop(
         trainee(objective),
