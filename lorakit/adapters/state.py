@@ -290,4 +290,8 @@ def load_with_peft(module: nn.Module, folder: Path) -> nn.Module:
     """`module` with the adapter of a peft folder, loaded by peft alone: what a program without lorakit would get."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(module, folder).eval()
+    with warnings.catch_warnings():
+        # peft asks transformers for something under its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        loaded: nn.Module = PeftModel.from_pretrained(module, folder)
+    return loaded.eval()

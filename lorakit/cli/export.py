@@ -8,9 +8,13 @@ A file that lies in no run needs --base, the model that it was trained on.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
+
+if TYPE_CHECKING:
+    from lorakit.families.protocol import Family
 
 HELP = "write an adapter in another program's format, verified"
 FORMATS = ("kohya", "diffusers", "peft")
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"sha256 {report.sha256}")
 
 
-def load_base(path: str, family: str | None):  # type: ignore[no-untyped-def]  # a Family, whose import is heavy
+def load_base(path: str, family: str | None) -> "Family":
     """The model at `path`, of the default family where none is named."""
     from lorakit import families
 

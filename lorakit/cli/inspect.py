@@ -27,13 +27,10 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"{printable(args.file)}: {found.format} format, {found.kind}, {found.dtype}, {found.modules} layers")
     for name, part in found.components.items():
-        ranks = ", ".join(
-            f"{rank} ({count})" if len(part.ranks) > 1 else str(rank) for rank, count in part.ranks.items()
-        )
+        ranks = ", ".join(f"{r} ({n} layers)" if len(part.ranks) > 1 else str(r) for r, n in part.ranks.items())
         alphas = ", ".join("none stored" if alpha is None else f"{alpha:g}" for alpha in part.alphas)
-        print(
-            f"  {printable(name) or 'one component'}: {part.layers} layers, rank {ranks}, alpha {alphas}, norm {part.norm:.4g}"
-        )
+        title = printable(name) or "one component"
+        print(f"  {title}: {part.layers} layers, rank {ranks}, alpha {alphas}, norm {part.norm:.4g}")
     for key in found.odd:
         print(f"  not understood: {printable(key)}")
     for key, value in sorted(found.metadata.items()):

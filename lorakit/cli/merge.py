@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> None:
     )
     kinds = ", ".join(f"{name} {kind}" for name, kind in report.dtypes.items())
     print(f"{report.path}: {report.modules} layers changed; saved as {kinds}")
-    print(
-        f"loaded back: predictions differ from base and adapters by at most {report.max_difference:.1e} of their size"
-    )
+    print(f"loaded back: predictions differ from those of base and adapters by {report.max_difference:.1e} at most")
 
 
 def weighted(text: str) -> tuple[Path, float]:

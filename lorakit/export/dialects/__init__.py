@@ -1,0 +1,16 @@
+"""The dialects of adapter files, one file each, found by name.
+
+A dialect's module defines:
+- `FOLDER`: whether it is a folder (then keys begin with "<file's folder>/") or one file;
+- `READER`: what loads it for its users: "stock pipeline", "peft", or "lorakit" itself;
+- `ENDINGS`: its spelling of "lora_A.weight", "lora_B.weight" and, where it has one, "alpha";
+- `recognises(keys, metadata)`: whether a file is of this dialect;
+- `keymap(family)`: the names of the family's layers in this dialect (names come from the family, never from here);
+- `component(base)`: the component that a layer's name belongs to, without knowing the family;
+- `stored_alpha(base, rank, tensors, metadata)`: the alpha of a layer, None where the file does not say;
+- `write(state, family, metadata)` and `read(tensors, metadata, family, assume_alpha=…)`, inverse of each other.
+"""
+
+from lorakit.core.registry import Registry
+
+DIALECTS = Registry("lorakit.export.dialects", "adapter format")

@@ -1,0 +1,73 @@
+"""diffusers' own layout: `unet.<path>.lora_A.weight`, alphas in the metadata.
+
+The backbone is spelled by its modules' paths, text encoders as published (the stock loader takes both there, other
+programs only that). Without `lora_adapter_metadata`, diffusers takes every alpha for the rank.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from lorakit.adapters import AdapterState
+from lorakit.adapters.state import METADATA_KEY
+from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
+from lorakit.export.peft_config import alpha_from, config_of, parsed
+from lorakit.families.protocol import Family
+
+FOLDER = False
+READER = "stock pipeline"
+ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
+ENTRY = "lora_adapter_metadata"
+
+
+def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
+    endings = (".lora_A.weight", ".lora_B.weight")
+    ours = METADATA_KEY in metadata
+    return not ours and any(k.endswith(endings) and "base_model.model." not in k for k in keys)
+
+
+def keymap(family: Family) -> KeyMap:
+    bases, also = {}, {}
+    for component, layers in family_layers(family).items():
+        for path in layers:
+            layer = f"{component}.{path}"
+            bases[layer] = layer if component == family.backbone else _published(family, component, path)
+            also[layer] = layer
+    return KeyMap(bases, ENDINGS, also)
+
+
+def _published(family: Family, component: str, path: str) -> str:
+    return f"{component}.{family.original_name(component, path)}"
+
+
+def component(base: str) -> str:
+    return base.split(".", 1)[0]
+
+
+def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
+    if ENTRY not in metadata:
+        return None
+    part, _, path = base.partition(".")
+    entries = parsed(metadata[ENTRY], f"its metadata entry {ENTRY}")
+    config = {key.removeprefix(f"{part}."): value for key, value in entries.items() if key.startswith(f"{part}.")}
+    return alpha_from(config, path, rank)
+
+
+def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of the file."""
+    entries = {}
+    for part in state.components():
+        # a text encoder's names are longer in some versions of transformers: its patterns match their ends
+        for key, value in config_of(state, part, anchored=part == family.backbone).items():
+            entries[f"{part}.{key}"] = value
+    text = json.dumps(entries, sort_keys=True)
+    return foreign_tensors(state, keymap(family)), {**metadata, "format": "pt", ENTRY: text}
+
+
+def read(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+) -> AdapterState:
+    """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
+    return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)

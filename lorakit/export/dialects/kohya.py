@@ -1,0 +1,63 @@
+"""kohya's layout, which most programs load: `lora_unet_down_blocks_0_….lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+Names are the published layout's, with "_" for ".", behind a prefix for each component; both come from the family.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from lorakit.adapters import AdapterState
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
+from lorakit.families.protocol import Family
+
+FOLDER = False
+READER = "stock pipeline"
+ENDINGS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "alpha": "alpha"}
+
+# where there is one text encoder, programs write it in either way
+_ALIKE = {"lora_te_": "lora_te1_", "lora_te1_": "lora_te_"}
+
+
+def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
+    return any(key.endswith((".lora_down.weight", ".lora_up.weight")) and key.startswith("lora_") for key in keys)
+
+
+def keymap(family: Family) -> KeyMap:
+    bases, also = {}, {}
+    for component, layers in family_layers(family).items():
+        prefix = family.lora_prefixes[component].rstrip("_") + "_"
+        for path in layers:
+            layer, name = f"{component}.{path}", family.original_name(component, path).replace(".", "_")
+            bases[layer] = prefix + name
+            if len(family.text_encoders) == 1 and prefix in _ALIKE:
+                also[_ALIKE[prefix] + name] = layer
+    return KeyMap(bases, ENDINGS, also)
+
+
+def component(base: str) -> str:
+    return "_".join(base.split("_")[:2])
+
+
+def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
+    alpha = tensors.get(f"{base}.alpha")
+    if alpha is None:
+        return None
+    if alpha.numel() != 1 or not alpha.isfinite().all():
+        raise InputError(f"{printable(base)}.alpha is not one finite number: the file is damaged.")
+    return float(alpha)
+
+
+def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of the file."""
+    return foreign_tensors(state, keymap(family)), dict(metadata)
+
+
+def read(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+) -> AdapterState:
+    """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
+    return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)

@@ -1,0 +1,146 @@
+"""Names of layers here and in a dialect, and what is common to reading every dialect: each key accounted for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.state import AdapterState, adaptable_layers, check_state, factor_shapes, shortened
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.families.protocol import Family
+
+FIRST, SECOND, ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """A bijection between our names and a dialect's.
+
+    `bases` gives each layer's name "<component>.<path>" its foreign one; `endings` the same for "lora_A.weight",
+    "lora_B.weight", "alpha"; `also` are foreign names that are read and never written.
+    """
+
+    bases: Mapping[str, str]
+    endings: Mapping[str, str]
+    also: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert len(set(self.bases.values())) == len(self.bases), "two layers have one foreign name"
+
+    def to_foreign(self, name: str) -> str:
+        """The dialect's key of "<layer>.lora_A.weight", "<layer>.lora_B.weight" or "<layer>.alpha"."""
+        for ours, theirs in self.endings.items():
+            if name.endswith(f".{ours}"):
+                return f"{self.bases[name.removesuffix(f'.{ours}')]}.{theirs}"
+        raise KeyError(name)
+
+    def from_foreign(self, key: str) -> str | None:
+        """The inverse of `to_foreign`; None for a key that the family has no place for."""
+        base, ending = split_key(key, self.endings)
+        layer = self._layers.get(base) if ending else None
+        return f"{layer}.{ending}" if layer else None
+
+    @property
+    def _layers(self) -> dict[str, str]:
+        if "_cached" not in self.__dict__:
+            object.__setattr__(self, "_cached", {**self.also, **{theirs: ours for ours, theirs in self.bases.items()}})
+        return self.__dict__["_cached"]
+
+
+def split_key(key: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
+    """(the layer's foreign name, our ending), or (key, None) where it ends otherwise."""
+    for ours, theirs in endings.items():
+        if key.endswith(f".{theirs}"):
+            return key.removesuffix(f".{theirs}"), ours
+    return key, None
+
+
+def family_layers(family: Family) -> dict[str, dict[str, nn.Module]]:
+    """The layers that an adapter of `family` may go into: by component, by path."""
+    return {name: adaptable_layers(family.components[name]) for name in (family.backbone, *family.text_encoders)}
+
+
+def foreign_tensors(state: AdapterState, keymap: KeyMap) -> dict[str, Tensor]:
+    """The tensors of `state` under the dialect's names, alphas among them where it has a name for them.
+
+    Raises InputError for a layer that the family does not have.
+    """
+    strangers = [name for name in state.layers() if name not in keymap.bases]
+    if strangers:
+        raise InputError(shortened([f"{printable(name)}: the model has no such layer." for name in strangers]))
+    tensors = {keymap.to_foreign(name): tensor for name, tensor in state.tensors.items()}
+    if ALPHA in keymap.endings:
+        for layer, alpha in state.alphas.items():
+            tensors[keymap.to_foreign(f"{layer}.{ALPHA}")] = torch.tensor(alpha, dtype=torch.float32)
+    return tensors
+
+
+def read_pairs(
+    dialect: ModuleType,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    family: Family,
+    *,
+    assume_alpha: float | None,
+) -> AdapterState:
+    """The state that a file of `dialect` holds, for the layers of `family`.
+
+    `assume_alpha` stands for what the file does not say. Raises InputError with every key that has no place, half of a
+    pair, wrong shape, value that is not finite, and layer without alpha.
+    """
+    keymap, layers = dialect.keymap(family), family_layers(family)
+    ours: dict[str, Tensor] = {}
+    problems, alphas = [], {}
+    for key in sorted(tensors):
+        name = keymap.from_foreign(key)
+        if name is None:
+            problems.append(f"{printable(key)} has no place in a model of the family {family.name}.")
+        elif name in ours:
+            problems.append(f"{printable(key)} gives {name} a second time.")
+        else:
+            ours[name] = tensors[key]
+            if not name.endswith(f".{ALPHA}"):
+                continue
+            base = split_key(key, keymap.endings)[0]
+            if base + f".{keymap.endings[FIRST]}" not in tensors:
+                problems.append(f"{printable(key)} is an alpha without matrices.")
+    ours = {name: tensor.float() for name, tensor in ours.items() if not name.endswith(f".{ALPHA}")}
+    without = []
+    for key in sorted(tensors):
+        base, ending = split_key(key, keymap.endings)
+        name = keymap.from_foreign(key)
+        if ending != FIRST or name is None:
+            continue
+        layer, first = name.removesuffix(f".{FIRST}"), tensors[key]
+        component, _, path = layer.partition(".")
+        alpha = dialect.stored_alpha(base, first.shape[0] if first.ndim else 0, tensors, metadata)
+        if alpha is None and assume_alpha is None:
+            without.append(base)
+        alphas[layer] = float(alpha if alpha is not None else assume_alpha or 0.0)
+        for ending_, shape in zip(
+            (FIRST, SECOND), factor_shapes(layers[component][path], first.shape[0] if first.ndim else 0)
+        ):
+            _respell(ours, f"{layer}.{ending_}", shape)
+    if without:
+        problems.append(
+            f"{len(without)} of {len(alphas)} layers have no alpha (the first is {printable(without[0])}), which says "
+            "how strong the adapter is: give it with --assume-alpha (programs that ignore this take the rank)."
+        )
+    if problems:
+        raise InputError(shortened(problems))
+    state = AdapterState("lora", ours, alphas)
+    check_state(state, layers)
+    return state
+
+
+def _respell(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
+    """Matrices of a 1×1 convolution may be written with two axes or four, those of a linear layer too."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.ndim not in (2, 4) or tuple(tensor.shape) == shape:
+        return
+    if tensor.shape[:2] == shape[:2] and tensor.numel() == math.prod(shape):
+        tensors[name] = tensor.reshape(shape)

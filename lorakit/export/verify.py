@@ -1,0 +1,149 @@
+"""Whether a written adapter gives back what was trained: asked of the loader that its readers have.
+
+Three fresh copies of the model's parts answer the same calls (probe.py): without an adapter, with the trained state,
+and with the file, loaded by a stock pipeline or by peft.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.adapters import AdapterState, load_adapter_state
+from lorakit.adapters.state import adapter_layers, load_with_peft
+from lorakit.core.errors import VerificationError
+from lorakit.core.files import printable
+from lorakit.core.quiet import quiet_libraries
+from lorakit.export.dialects import DIALECTS
+from lorakit.export.files import digest, dtype_name, read_adapter, write_adapter
+from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
+from lorakit.families.protocol import Family
+
+# how far predictions may differ, relative to their largest value: rounding in fp32, and of weights to half precision
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+# and relative to what the adapter changes, lest a weak adapter be lost within the first tolerance …
+SHARE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+# … but for the rounding of predictions themselves
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where the adapter is, in which format and dtype, of how many layers and keys, and how it was verified.
+
+    `max_difference` is the largest difference of a prediction from that of the trained state, relative to the largest
+    prediction; `reader` is what loaded the file for it ("stock pipeline", "peft" or "lorakit").
+    """
+
+    path: Path
+    format: str
+    dtype: str
+    modules: int
+    keys: int
+    max_difference: float
+    reader: str
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def write_verified(
+    state: AdapterState,
+    path: Path,
+    *,
+    family: Family,
+    format: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] | None = None,
+) -> ExportReport:
+    """Writes `state` and loads it back through a stock pipeline; the file stays only if it gives what was trained.
+
+    Raises VerificationError, and removes the file, where it does not; see `write_adapter` for the rest.
+    """
+    format = format or family.default_format
+    write_adapter(state, path, format=format, family=family, metadata=metadata, dtype=dtype)
+    try:
+        worst, reader = verify_adapter(state, path, family=family, format=format, dtype=dtype)
+    except BaseException:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+    keys = len(DIALECTS.module(format).write(state, family, {})[0])
+    return ExportReport(path, format, dtype_name(dtype), len(state.layers()), keys, worst, reader, digest(path))
+
+
+def verify_adapter(
+    state: AdapterState, path: Path, *, family: Family, format: str, dtype: torch.dtype = torch.float32
+) -> tuple[float, str]:
+    """(largest relative difference of a prediction, who loaded the file).
+
+    Raises VerificationError where the loader refuses the file, leaves layers out, or predicts otherwise than the state
+    that was trained.
+    """
+    quiet_libraries()
+    calls = record_calls(family)
+    with torch.random.fork_rng(devices=[]):
+        components = stock_components(family.stock_pipeline(), family)
+        base = calls.answer(components)
+        load_adapter_state(components, state)
+        trained = calls.answer(components)
+        del components  # one copy of the model at a time
+        pipeline = family.stock_pipeline()
+        components = stock_components(pipeline, family)
+        reader = DIALECTS.module(format).READER
+        if reader == "stock pipeline" and not hasattr(pipeline, "load_lora_weights"):
+            reader = "lorakit"
+        try:
+            _load(pipeline, components, path, family=family, reader=reader)
+        except Exception as error:
+            raise VerificationError(f"{printable(path.name)} was refused by {reader}: {printable(error)}") from error
+        _same_layers(components, state, f"{printable(path.name)}, read by {reader},")
+        loaded = calls.answer(components)
+    worst = _compare(base, trained, loaded, dtype=dtype, what=f"{printable(path.name)}, read by {reader},")
+    return worst, reader
+
+
+def _load(pipeline: Any, components: dict[str, nn.Module], path: Path, *, family: Family, reader: str) -> None:
+    """Puts the adapter at `path` into `components`, which are `pipeline`'s, as its users would."""
+    if reader == "peft":
+        for name in components:
+            if (path / name).is_dir():
+                components[name] = load_with_peft(components[name], path / name)
+    elif reader == "stock pipeline":
+        pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    else:
+        load_adapter_state(components, read_adapter(path, family=family))
+
+
+def _same_layers(components: Mapping[str, nn.Module], state: AdapterState, what: str) -> None:
+    loaded = {
+        f"{component}.{path.removeprefix('base_model.model.')}"
+        for component, module in components.items()
+        for path, _ in adapter_layers(module)
+    }
+    wanted = set(state.layers())
+    if loaded != wanted:
+        odd = sorted(loaded ^ wanted)
+        raise VerificationError(f"{what} has {len(loaded)} adapted layers instead of {len(wanted)}, e.g. not {odd[0]}.")
+
+
+def _compare(base: Outputs, trained: Outputs, loaded: Outputs, *, dtype: torch.dtype, what: str) -> float:
+    """The largest difference of `loaded` from `trained`, relative to the predictions' size; raises where too large."""
+    tolerance, share = TOLERANCE.get(dtype, 1e-6), SHARE.get(dtype, 1e-3)
+    worst = 0.0
+    for component, wanted in trained.items():
+        size, change = largest(wanted), difference(wanted, base[component])
+        off = difference(loaded[component], wanted)
+        if not off <= min(tolerance * size, share * change + ROUNDING * size):
+            raise VerificationError(
+                f"{what} changes {component} otherwise than the training did: predictions differ by {off / size:.1e} "
+                f"of their size (the adapter's own effect is {change / size:.1e}). The file was removed."
+            )
+        if change > 0 and difference(loaded[component], base[component]) == 0:
+            raise VerificationError(f"{what} changes nothing in {component}: its weights are too small for {dtype}.")
+        worst = max(worst, off / size if size else 0.0)
+    return worst
