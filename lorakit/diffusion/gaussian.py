@@ -82,7 +82,7 @@ class GaussianDiffusion:
                 raise ValueError(f"beta schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
             betas = SCHEDULES[schedule](timesteps, beta_start, beta_end)
         table = torch.as_tensor(betas, dtype=torch.float64)
-        if table.ndim != 1 or not len(table) or bool((table <= 0).any()) or bool((table > 1).any()):
+        if table.ndim != 1 or not len(table) or not bool(((table > 0) & (table <= 1)).all()):  # NaN is refused too
             raise ValueError("betas must be a sequence of numbers above 0 and at most 1")
         self.prediction_type = prediction_type
         self.betas = rescale_zero_terminal_snr(table) if zero_terminal_snr else table
@@ -100,7 +100,9 @@ class GaussianDiffusion:
         schedules = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
         name = config.get("beta_schedule", "linear")
         if config.get("trained_betas") is None and name not in schedules:
-            raise ValueError(f"beta_schedule {name!r} of the scheduler's configuration is none of {', '.join(schedules)}")
+            raise ValueError(
+                f"beta_schedule {name!r} of the scheduler's configuration is none of {', '.join(schedules)}"
+            )
         return cls(
             config.get("num_train_timesteps", 1000),
             config.get("beta_start", 1e-4),
@@ -121,8 +123,11 @@ class GaussianDiffusion:
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """table[t] shaped (B, 1, …) in the dtype and on the device of `like`."""
-        values = table[t.to(table.device)].to(device=like.device, dtype=like.dtype)
-        return values.reshape(-1, *[1] * (like.ndim - 1))
+        return self._like(table[t.to(table.device)], like)
+
+    def _like(self, values: Tensor, like: Tensor) -> Tensor:
+        """Values of (B,) shaped (B, 1, …) in the dtype and on the device of `like`."""
+        return values.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
     def _signal_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         self._check(t, like)
@@ -194,20 +199,31 @@ class GaussianDiffusion:
         return mean + variance.sqrt() * noise  # the posterior variance is exactly 0 at t = 0
 
     def ddim_step(
-        self, x_t: Tensor, t: Tensor, t_prev: Tensor, prediction: Tensor, *, eta: float = 0.0, noise: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        t_prev: Tensor,
+        prediction: Tensor,
+        *,
+        eta: float = 0.0,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """x at `t_prev` < `t` (DDIM eq. 12 and 16); `t_prev` of -1 is the clean end. `noise` is needed if eta > 0."""
+        if t_prev.shape != t.shape or bool((t_prev >= t).any()) or bool((t_prev < -1).any()):
+            raise ValueError(f"t_prev must be of shape {tuple(t.shape)}, below t and at least -1")
         x0 = self.predict_x0(x_t, t, prediction)
         implied = self.predict_noise(x_t, t, prediction)
-        # index 0 is the clean end, so that t_prev = -1 needs no special case
+        # index 0 is the clean end, so that t_prev = -1 needs no special case; in double, for 1 - a is small near it
         table = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod])
-        a, a_prev = (self._at(table, s + 1, x_t) for s in (t, t_prev))
+        a, a_prev = (table[s.to(table.device) + 1] for s in (t, t_prev))
+        # eq. 16: eta = 1 is DDPM's posterior variance, eta = 0 adds nothing
         variance = eta**2 * (1 - a_prev) / (1 - a) * (1 - a / a_prev)
-        x = a_prev.sqrt() * x0 + (1 - a_prev - variance).clamp(min=0).sqrt() * implied
+        direction = (1 - a_prev - variance).clamp(min=0).sqrt()
+        x = self._like(a_prev.sqrt(), x_t) * x0 + self._like(direction, x_t) * implied
         if eta:
             if noise is None:
                 raise ValueError("DDIM with eta > 0 needs noise")
-            x = x + variance.sqrt() * noise
+            x = x + self._like(variance.sqrt(), x_t) * noise
         return x
 
     def trailing_timesteps(self, steps: int) -> list[int]:

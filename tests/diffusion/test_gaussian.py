@@ -1,0 +1,466 @@
+"""Closed forms first, then diffusers' schedulers as oracles.
+
+Everything runs in double precision, so that a tolerance of 1e-9 leaves no room for a wrong formula.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorakit.diffusion import GaussianDiffusion
+from lorakit.diffusion.gaussian import PREDICTION_TYPES, SCHEDULES, rescale_zero_terminal_snr
+
+SHAPE = (5, 2, 3, 3)
+STABLE_DIFFUSION = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+
+
+def drawn(seed=0, shape=SHAPE):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(3)]
+
+
+def close(a, b, tolerance=1e-9):
+    torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+def at(table, t):
+    return table[t].reshape(-1, 1, 1, 1)
+
+
+# -- the tables -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_tables_are_of_one_process(schedule, zero_snr):
+    p = GaussianDiffusion(200, schedule=schedule, zero_terminal_snr=zero_snr)
+    for table in (p.betas, p.alphas, p.alphas_cumprod, p.alphas_cumprod_prev, p.posterior_variance):
+        assert table.dtype == torch.float64
+        assert len(table) == p.timesteps == 200
+        assert bool(table.isfinite().all())
+    assert bool(((p.betas > 0) & (p.betas <= 1)).all())
+    assert bool((p.alphas_cumprod.diff() < 0).all())
+    close(p.alphas_cumprod, (1 - p.betas).cumprod(0), 1e-12)
+    assert p.alphas_cumprod_prev[0] == 1
+    assert bool((p.posterior_variance <= p.betas).all())
+    assert p.posterior_variance[0] == 0
+
+
+def test_linear_schedule_is_ddpms():
+    p = GaussianDiffusion(1000, 1e-4, 0.02)
+    assert (p.betas[0].item(), p.betas[-1].item()) == (1e-4, 0.02)
+    close(p.betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=torch.float64), 1e-12)
+    assert p.alphas_cumprod[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)  # DDPM: about 4e-5 of signal is left
+
+
+def test_scaled_linear_schedule_is_linear_in_the_roots():
+    p = GaussianDiffusion(1000, 0.00085, 0.012, schedule="scaled_linear")
+    close(p.betas.sqrt().diff(), torch.full((999,), (0.012**0.5 - 0.00085**0.5) / 999, dtype=torch.float64), 1e-12)
+    assert p.alphas_cumprod[-1].sqrt().item() == pytest.approx(0.068265, rel=1e-4)  # Lin et al., table 1
+
+
+def test_cosine_schedule_follows_its_curve():
+    p = GaussianDiffusion(100, schedule="cosine")
+    curve = [math.cos((i / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(101)]
+    close(p.alphas_cumprod[:99], torch.tensor(curve[1:100]) / curve[0], 1e-6)
+    assert p.betas[-1] == 0.999  # clipped
+
+
+def test_zero_terminal_snr_keeps_the_first_step_and_empties_the_last():
+    plain = GaussianDiffusion(1000, 0.00085, 0.012, schedule="scaled_linear")
+    zero = GaussianDiffusion(1000, 0.00085, 0.012, schedule="scaled_linear", zero_terminal_snr=True)
+    assert zero.alphas_cumprod[-1] == 0
+    assert zero.betas[-1] == 1
+    assert zero.alphas_cumprod[0].item() == pytest.approx(plain.alphas_cumprod[0].item(), rel=1e-12)
+    # the roots keep their spacing up to a factor: that is Lin et al.'s algorithm 1
+    ratio = zero.alphas_cumprod.sqrt().diff() / plain.alphas_cumprod.sqrt().diff()
+    close(ratio, ratio[0].expand(999), 1e-9)
+    assert zero.snr(torch.tensor([999])).item() == 0
+
+
+@pytest.mark.parametrize("bad", [[], [0.1, 0.0], [0.1, 1.5], [[0.1]], [0.1, -0.1], [0.1, float("nan")]])
+def test_betas_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match="betas"):
+        GaussianDiffusion(betas=bad)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'eps' is none of epsilon"):
+        GaussianDiffusion(prediction_type="eps")
+    with pytest.raises(ValueError, match="'sqrt' is none of linear"):
+        GaussianDiffusion(schedule="sqrt")
+
+
+# -- t --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "t",
+    [
+        torch.tensor([0, 1]),  # one too few
+        torch.tensor(3),
+        torch.tensor([[0, 1, 2]]),
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([-1, 0, 1]),
+        torch.tensor([0, 1, 10]),
+    ],
+)
+@pytest.mark.parametrize("method", ["q_sample", "target", "predict_x0", "predict_noise", "q_posterior", "p_sample"])
+def test_a_wrong_t_is_refused_by_every_method(method, t):
+    p = GaussianDiffusion(10, prediction_type="v_prediction")
+    x = torch.zeros(3, 2)
+    arguments = {
+        "q_sample": (x, t, x),
+        "target": (x, t, x),
+        "predict_x0": (x, t, x),
+        "predict_noise": (x, t, x),
+        "q_posterior": (x, x, t),
+        "p_sample": (x, t, x, x),
+    }[method]
+    with pytest.raises(ValueError, match="t must"):
+        getattr(p, method)(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_results_come_in_the_dtype_handed_in(dtype):
+    p = GaussianDiffusion(10, prediction_type="v_prediction")
+    x0, x_t, noise = (x.to(dtype) for x in drawn())
+    t = torch.tensor([0, 2, 5, 8, 9])
+    results = [
+        p.q_sample(x0, t, noise),
+        p.target(x0, t, noise),
+        p.predict_x0(x_t, t, noise),
+        p.predict_noise(x_t, t, noise),
+        *p.p_mean_variance(x_t, t, noise),
+        p.p_sample(x_t, t, noise, noise),
+        p.ddim_step(x_t, t, t - 1, noise, eta=0.5, noise=noise),
+    ]
+    assert {r.dtype for r in results} == {dtype}
+    assert {tuple(r.shape) for r in results} == {SHAPE, (5, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_coefficients_are_rounded_once(prediction_type):
+    """In half precision 1 - alphas_cumprod would lose all its digits near the clean end: it is taken in double."""
+    p = GaussianDiffusion(prediction_type=prediction_type)
+    t = torch.tensor([1, 3, 10, 100, 999])
+    one = torch.ones(5, dtype=torch.float64)
+    for x_t, prediction, noise in [(one, 0 * one, 0 * one), (0 * one, one, 0 * one), (0 * one, 0 * one, one)]:
+        exact = p.ddim_step(x_t, t, t - 1, prediction, eta=0.7, noise=noise)
+        if prediction_type == "epsilon" and not noise.any():
+            continue  # a difference of two large terms: the tensors' own rounding shows
+        half = p.ddim_step(x_t.half(), t, t - 1, prediction.half(), eta=0.7, noise=noise.half())
+        close(half, exact, 5e-3)
+
+
+# -- forward --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6))
+def test_the_marginal_is_that_of_single_steps(timesteps, seed):
+    """q(x_t | x_0) of eq. 4 is q(x_s | x_{s-1}) of eq. 2 composed: means multiply, v becomes alpha v + beta."""
+    g = torch.Generator().manual_seed(seed)
+    betas = torch.rand(timesteps, generator=g, dtype=torch.float64) * 0.5 + 1e-4
+    p = GaussianDiffusion(betas=betas)
+    mean, variance = 1.0, 0.0
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    for step, beta in enumerate(betas.tolist()):
+        mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+        t = torch.tensor([step])
+        assert p.q_sample(one, t, zero).item() == pytest.approx(mean, rel=1e-9)
+        assert p.q_sample(zero, t, one).item() == pytest.approx(math.sqrt(variance), rel=1e-9)
+        assert p.snr(t).item() == pytest.approx(mean**2 / variance, rel=1e-9)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_posterior_undoes_a_forward_step(zero_snr):
+    """Law of total probability: q(x_{t-1} | x_t, x_0) averaged over q(x_t | x_0) is q(x_{t-1} | x_0)."""
+    p = GaussianDiffusion(50, 0.01, 0.2, zero_terminal_snr=zero_snr)
+    t = torch.arange(1, 50)
+    x0 = torch.full((49, 1), 1.7, dtype=torch.float64)
+    nil, one = torch.zeros_like(x0), torch.ones_like(x0)
+    signal, sigma = p.q_sample(x0, t, nil), p.q_sample(nil, t, one)
+    mean, variance = p.q_posterior(x0, signal, t)
+    slope = p.q_posterior(nil, one, t)[0]
+    close(mean, p.q_sample(x0, t - 1, nil))
+    close(slope**2 * sigma**2 + variance, p.q_sample(nil, t - 1, one) ** 2)
+
+
+def test_the_posterior_agrees_with_bayes_by_quadrature():
+    """q(x_{t-1} | x_t, x_0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x_0), integrated on a grid."""
+    p = GaussianDiffusion(20, 0.05, 0.3)
+    x0, x_t, t = 0.8, -0.3, 7
+    grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+
+    def log_normal(x, mean, variance):
+        return -((x - mean) ** 2) / (2 * variance)
+
+    a, beta = p.alphas_cumprod[t - 1], p.betas[t]
+    weight = (log_normal(grid, a.sqrt() * x0, 1 - a) + log_normal(x_t, (1 - beta).sqrt() * grid, beta)).exp()
+    weight /= weight.sum()
+    mean = (weight * grid).sum()
+    variance = (weight * (grid - mean) ** 2).sum()
+    one = torch.ones(1, 1, dtype=torch.float64)
+    found = p.q_posterior(x0 * one, x_t * one, torch.tensor([t]))
+    assert found[0].item() == pytest.approx(mean.item(), abs=1e-9)
+    assert found[1].item() == pytest.approx(variance.item(), abs=1e-9)
+
+
+# -- what a network predicts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_x0_and_noise_come_back_from_the_target(prediction_type, zero_snr):
+    p = GaussianDiffusion(prediction_type=prediction_type, zero_terminal_snr=zero_snr)
+    x0, noise, _ = drawn()
+    last = 998 if zero_snr and prediction_type == "epsilon" else 999
+    t = torch.tensor([0, 1, 250, 700, last])
+    x_t, target = p.q_sample(x0, t, noise), p.target(x0, t, noise)
+    close(p.predict_x0(x_t, t, target), x0, 1e-8)
+    close(p.predict_noise(x_t, t, target), noise, 1e-8)
+
+
+def test_the_three_targets():
+    x0, noise, _ = drawn()
+    t = torch.tensor([0, 1, 250, 700, 999])
+    assert GaussianDiffusion(prediction_type="epsilon").target(x0, t, noise) is noise
+    assert GaussianDiffusion(prediction_type="sample").target(x0, t, noise) is x0
+    p = GaussianDiffusion(prediction_type="v_prediction")
+    v = p.target(x0, t, noise)
+    # v is the derivative of x_t along the angle: a quarter turn of (x0, noise)
+    close(v, at(p.alphas_cumprod.sqrt(), t) * noise - at((1 - p.alphas_cumprod).sqrt(), t) * x0, 1e-12)
+    close(v**2 + p.q_sample(x0, t, noise) ** 2, x0**2 + noise**2)
+
+
+def test_epsilon_cannot_tell_x0_without_signal():
+    p = GaussianDiffusion(zero_terminal_snr=True)
+    x = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="signal is zero"):
+        p.predict_x0(x, torch.tensor([0, 999]), x)
+    p.predict_x0(x, torch.tensor([0, 998]), x)
+
+
+# -- diffusers as oracle ---------------------------------------------------------------------------------------------
+
+
+def configuration(**changes):
+    return {**STABLE_DIFFUSION, "clip_sample": False, **changes}
+
+
+CONFIGURATIONS = [
+    configuration(),
+    configuration(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
+    configuration(beta_schedule="squaredcos_cap_v2"),
+    configuration(rescale_betas_zero_snr=True),
+    configuration(trained_betas=[0.01, 0.1, 0.2, 0.3], num_train_timesteps=4),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_forward_is_the_stock_schedulers(config, prediction_type):
+    from diffusers import DDIMScheduler
+
+    stock = DDIMScheduler(**config, prediction_type=prediction_type)
+    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
+    assert p.prediction_type == prediction_type
+    assert p.timesteps == stock.config.num_train_timesteps
+    x0, noise, _ = drawn()
+    for first in (0, p.timesteps // 2, p.timesteps - 4):
+        t = torch.tensor([first, first, first + 1, first + 1, min(first + 3, p.timesteps - 1)])
+        # the stock tables are of single precision
+        close(p.q_sample(x0, t, noise), stock.add_noise(x0, noise, t), 2e-5)
+        if prediction_type == "v_prediction":
+            close(p.target(x0, t, noise), stock.get_velocity(x0, noise, t), 2e-5)
+
+
+def test_zero_snr_betas_are_the_stock_ones():
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as stock
+
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    close(rescale_zero_terminal_snr(betas), stock(betas), 1e-12)
+
+
+def test_a_schedule_that_is_not_ours_is_refused():
+    with pytest.raises(ValueError, match="beta_schedule 'sigmoid'"):
+        GaussianDiffusion.from_scheduler_config({"beta_schedule": "sigmoid"})
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_p_mean_variance_is_the_stock_ddpm_step(prediction_type):
+    from diffusers import DDPMScheduler
+
+    stock = DDPMScheduler(**configuration(), prediction_type=prediction_type, variance_type="fixed_small")
+    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
+    x_t, prediction, _ = drawn()
+    for step in (0, 1, 500, 999):
+        t = torch.full((5,), step)
+        mean, variance = p.p_mean_variance(x_t, t, prediction)
+        seeded = torch.Generator().manual_seed(3)
+        drawn_by_stock = stock.step(prediction, step, x_t, generator=seeded).prev_sample
+        noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        close(p.p_sample(x_t, t, prediction, noise), drawn_by_stock, 2e-4)
+        if step:  # at 0 the stock table is clamped to 1e-20
+            close(variance[0, 0, 0, 0], torch.as_tensor(stock._get_variance(step)), 1e-5)
+        else:
+            assert not variance.any()
+            assert torch.equal(mean, p.p_sample(x_t, t, prediction, noise))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    ("prediction_type", "zero_snr"),
+    [("epsilon", False), ("sample", False), ("v_prediction", False), ("v_prediction", True), ("sample", True)],
+)
+def test_ddim_step_is_the_stock_one(eta, prediction_type, zero_snr):
+    from diffusers import DDIMScheduler
+
+    stock = DDIMScheduler(
+        **configuration(rescale_betas_zero_snr=zero_snr),
+        prediction_type=prediction_type,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
+    stock.set_timesteps(7)
+    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
+    steps = p.trailing_timesteps(7)
+    assert steps == stock.timesteps.tolist()
+    x, prediction, noise = drawn()
+    for step in steps:
+        before = step - 1000 // 7  # where the stock scheduler steps to, whatever the spacing
+        t = torch.full((5,), step)
+        own = p.ddim_step(x, t, torch.full((5,), max(before, -1)), prediction, eta=eta, noise=noise)
+        # where nothing but fresh noise should be left, the stock table's single precision leaves sqrt(1e-7) of the old
+        tolerance = 1e-3 if zero_snr and eta == 1 else 1e-4
+        close(own, stock.step(prediction, step, x, eta=eta, variance_noise=noise).prev_sample, tolerance)
+
+
+def test_ddim_with_eta_1_between_neighbours_is_ddpm():
+    p = GaussianDiffusion(prediction_type="v_prediction")
+    x, prediction, noise = drawn()
+    t = torch.tensor([1, 2, 300, 700, 999])
+    close(p.ddim_step(x, t, t - 1, prediction, eta=1.0, noise=noise), p.p_sample(x, t, prediction, noise), 1e-8)
+
+
+def test_ddim_at_the_clean_end_is_x0():
+    p = GaussianDiffusion(prediction_type="v_prediction")
+    x, prediction, _ = drawn()
+    t = torch.tensor([0, 2, 300, 700, 999])
+    close(p.ddim_step(x, t, torch.full((5,), -1), prediction), p.predict_x0(x, t, prediction), 1e-12)
+
+
+def test_ddim_follows_the_true_noise_exactly():
+    """With the true noise every deterministic step lands on the same trajectory, however long it is."""
+    p = GaussianDiffusion(zero_terminal_snr=True, prediction_type="v_prediction")
+    x0, noise, _ = drawn()
+    t, t_prev = torch.tensor([999, 999, 500, 10, 1]), torch.tensor([998, 3, 20, 0, 0])
+    x = p.ddim_step(p.q_sample(x0, t, noise), t, t_prev, p.target(x0, t, noise))
+    close(x, p.q_sample(x0, t_prev, noise), 1e-8)
+
+
+def test_ddim_wants_noise_where_it_is_used_and_a_step_down():
+    p = GaussianDiffusion(10)
+    x = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="needs noise"):
+        p.ddim_step(x, torch.tensor([5]), torch.tensor([4]), x, eta=0.1)
+    for t_prev in (torch.tensor([5]), torch.tensor([7]), torch.tensor([-2]), torch.tensor([1, 2])):
+        with pytest.raises(ValueError, match="t_prev must"):
+            p.ddim_step(x, torch.tensor([5]), t_prev, x)
+
+
+@given(st.integers(1, 200))
+def test_trailing_timesteps_end_at_the_last_one(steps):
+    found = GaussianDiffusion(200).trailing_timesteps(steps)
+    assert len(found) == steps
+    assert found[0] == 199
+    assert min(found) >= 0
+    assert found == sorted(set(found), reverse=True)
+
+
+@pytest.mark.parametrize("steps", [0, 11])
+def test_trailing_timesteps_need_as_many_as_there_are(steps):
+    with pytest.raises(ValueError, match="1 … 10"):
+        GaussianDiffusion(10).trailing_timesteps(steps)
+
+
+# -- a distribution whose best predictor is known --------------------------------------------------------------------
+
+MEAN, STD = 0.7, 0.4
+
+
+def optimal(p):
+    """E[target | x_t] where x_0 ~ N(MEAN, STD²): x_0 and x_t are jointly normal, so it is linear in x_t."""
+
+    def predict(x_t, t):
+        a = p.alphas_cumprod[t].reshape(-1, *[1] * (x_t.ndim - 1))
+        gain = a.sqrt() * STD**2 / (a * STD**2 + 1 - a)
+        x0 = MEAN + gain * (x_t - a.sqrt() * MEAN)
+        if p.prediction_type == "sample":
+            return x0
+        noise = (x_t - a.sqrt() * x0) / (1 - a).sqrt()
+        return noise if p.prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0
+
+    return predict
+
+
+def ancestral_moments(betas):
+    """Mean and variance after ancestral sampling with the best predictor, step by step in plain numbers.
+
+    Every step is linear in x_t: x_{t-1} = c0 E[x_0 | x_t] + ct x_t + sqrt(beta~) noise (DDPM eq. 6 and 7).
+    """
+    kept, product = [], 1.0
+    for beta in betas:
+        product *= 1 - beta
+        kept.append(product)
+    mean, variance = 0.0, 1.0
+    for i in reversed(range(len(betas))):
+        a, before, beta = kept[i], kept[i - 1] if i else 1.0, betas[i]
+        gain = math.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
+        c0, ct = math.sqrt(before) * beta / (1 - a), math.sqrt(1 - beta) * (1 - before) / (1 - a)
+        mean = c0 * (MEAN + gain * (mean - math.sqrt(a) * MEAN)) + ct * mean
+        variance = (c0 * gain + ct) ** 2 * variance + beta * (1 - before) / (1 - a)
+    return mean, variance
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "zero_snr"),
+    [("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True), ("sample", True)],
+)
+def test_ancestral_sampling_of_a_known_distribution(prediction_type, zero_snr):
+    """40,000 samples know the mean to 0.002 and the standard deviation to 0.0014 (one sigma each)."""
+    p = GaussianDiffusion(100, 1e-3, 0.15, prediction_type=prediction_type, zero_terminal_snr=zero_snr)
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(40_000, 1, generator=g, dtype=torch.float64)
+    seen = list(p.p_sample_loop(optimal(p), x, generator=g))
+    assert len(seen) == 100
+    mean, variance = ancestral_moments(p.betas.tolist())
+    assert seen[-1].mean().item() == pytest.approx(mean, abs=0.008)
+    assert seen[-1].std().item() == pytest.approx(math.sqrt(variance), abs=0.006)
+
+
+def test_ancestral_sampling_comes_to_the_data_with_ever_more_steps():
+    """The posterior variance is a lower bound (DDPM section 3.2): the spread is found in the limit, from below."""
+    spreads = []
+    for count in (100, 1000, 4000):
+        p = GaussianDiffusion(count, 0.1 / count, 20 / count)
+        mean, variance = ancestral_moments(p.betas.tolist())
+        assert mean == pytest.approx(MEAN, abs=0.01)
+        spreads.append(math.sqrt(variance))
+    assert spreads == sorted(spreads)
+    assert spreads[-1] == pytest.approx(STD, abs=0.002)
+
+
+def test_ddim_finds_a_known_distribution():
+    """The deterministic sampler with many steps transports N(0, 1) to the data, sample by sample."""
+    p = GaussianDiffusion(1000, zero_terminal_snr=True, prediction_type="v_prediction")
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    start = x
+    steps = p.trailing_timesteps(500)
+    for step, before in zip(steps, [*steps[1:], -1]):
+        t = torch.full((9,), step)
+        x = p.ddim_step(x, t, torch.full((9,), before), optimal(p)(x, t))
+    close(x, MEAN + STD * start, 0.02)
