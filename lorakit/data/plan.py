@@ -17,12 +17,16 @@ from lorakit.data.buckets import Bucket
 
 
 class PlanEntry(NamedTuple):
-    """What the plan knows of an example; `role` is "train" or "regularization"."""
+    """What the plan knows of an example; `role` is "train" or "regularization".
+
+    `content` stands for whatever else makes the example what it is: it changes the plan's digest, not the order.
+    """
 
     key: str
     bucket: Bucket
     repeats: int = 1
     role: str = "train"
+    content: str = ""
 
 
 class _Slot(NamedTuple):
@@ -103,7 +107,7 @@ class Plan:
         digest = hashlib.sha256(f"plan 1, {self.global_batch}\n".encode())
         for entry in self.entries:
             width, height = entry.bucket
-            line = f"{entry.key}\x1f{width}\x1f{height}\x1f{entry.repeats}\x1f{entry.role}\n"
+            line = f"{entry.key}\x1f{width}\x1f{height}\x1f{entry.repeats}\x1f{entry.role}\x1f{entry.content}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

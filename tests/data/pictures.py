@@ -13,12 +13,14 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def folder_of(root: Path, sizes: Mapping[str, tuple[int, int]], *, caption: str | None = "a picture of {}") -> Path:
-    """`root` with a picture of each name and size, and its caption beside it."""
-    for seed, (name, size) in enumerate(sizes.items()):
+def folder_of(
+    root: Path, sizes: Mapping[str, tuple[int, int]], *, caption: str | None = "a picture of {}", seed: int = 0
+) -> Path:
+    """`root` with a picture of each name and size, all different, and its caption beside it."""
+    for i, (name, size) in enumerate(sizes.items(), seed):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise(*size, seed).save(path)
+        noise(*size, i).save(path)
         if caption is not None:
             path.with_suffix(".txt").write_text(caption.format(path.stem))
     return root

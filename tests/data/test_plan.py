@@ -145,9 +145,10 @@ def test_the_digest_tells_other_data() -> None:
         Plan([entry._replace(key="0/b.png")], seed=0, global_batch=4),
         Plan([entry._replace(bucket=BUCKETS[1])], seed=0, global_batch=4),
         Plan([entry._replace(repeats=3)], seed=0, global_batch=4),
+        Plan([entry._replace(content="another picture")], seed=0, global_batch=4),
         Plan([entry, entry._replace(key="1/a.png", role="regularization")], seed=0, global_batch=4),
     ]
-    assert len({plan.digest(), *(other.digest() for other in others)}) == 6
+    assert len({plan.digest(), *(other.digest() for other in others)}) == 7
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
