@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from lorakit.core.errors import InputError
@@ -32,6 +33,8 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
 
 def start(precision: Precision, *, trackers: list[str], folder: Path) -> Accelerator:
     """The Accelerator of this process. Raises InputError where the launcher and Accelerate count processes differently."""
+    # one process may train several times, each time in another precision
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
         mixed_precision={"fp32": "no"}.get(precision, precision),

@@ -1,0 +1,216 @@
+"""Training from end to end on the tiny model: what a run leaves, and that it is the same however it came about."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import lorakit
+from lorakit.core.errors import DivergedError, InputError, InterruptedRun
+from lorakit.families import sd
+from lorakit.recipe import Recipe
+from lorakit.sampling.pictures import Request, draw
+from lorakit.training.metrics import MetricsFile
+from lorakit.verbs.train import resume, train
+from tests.verbs.conftest import write_pictures
+
+Make = Callable[..., Recipe]
+
+
+def records(run: Path) -> list[dict]:  # type: ignore[type-arg]
+    """The metrics without what is a matter of time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter.safetensors").read_bytes()
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert records(one) == records(other)
+    assert adapter(one) == adapter(other)
+
+
+def stopped(make_recipe: Make, monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str, at: int) -> Path:
+    """A run that a SIGTERM ended after step `at`."""
+    write = MetricsFile.write
+
+    def write_and_stop(self: MetricsFile, record: dict) -> None:  # type: ignore[type-arg]
+        write(self, record)
+        if record["step"] == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = make_recipe(name, *overrides)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun) as caught:
+        patch.setattr(MetricsFile, "write", write_and_stop)
+        train(recipe)
+    assert caught.value.exit_code == 143
+    run = Path(recipe.run.output)
+    assert json.loads((run / "exit.json").read_text())["code"] == 143
+    return run
+
+
+def test_what_a_run_leaves(make_recipe: Make) -> None:
+    result = train(make_recipe("run", "run.sample_every=3"))
+    run = result.output
+    assert result.steps == 6 and result.adapter == run / "adapter.safetensors"
+    assert {p.name for p in run.iterdir()} == {
+        "recipe.toml",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+        "adapter.safetensors",
+        "adapters",
+        "check.json",
+        "exit.json",
+    }
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000003", "step-000006"]
+    assert [p.name for p in sorted((run / "adapters").iterdir())] == [
+        "step-000003.safetensors",
+        "step-000006.safetensors",
+    ]
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    lines = records(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    for epoch in range(3):
+        seen = [key for line in lines if line["epoch"] == epoch for key in line["samples"]]
+        assert sorted(seen) == [f"0/{i:02d}.png" for i in range(7)], "each picture once an epoch"
+    state = json.loads((run / "checkpoints" / "step-000006" / "state.json").read_text())
+    assert state["step"] == 6 and state["global_batch"] == 4 and state["steps_per_epoch"] == 2
+
+
+def test_the_stock_pipeline_draws_what_training_drew_bit_for_bit(make_recipe: Make) -> None:
+    result = train(make_recipe("run", "run.sample_every=6", "adapter.text_encoder.rank=2"))
+    own = np.asarray(Image.open(result.output / "samples" / "step-000006" / "00.png"))
+    stock = sd.tiny().stock_pipeline()
+    request = Request("thing 1", seed=0, width=32, height=32)
+    before = draw(stock, [request], steps=2, guidance=5.0)[0]
+    stock.load_lora_weights(result.output, weight_name="adapter.safetensors")
+    after = draw(stock, [request], steps=2, guidance=5.0)[0]
+    assert np.array_equal(np.asarray(after), own)
+    assert not np.array_equal(np.asarray(before), own), "the adapter does something"
+
+
+def test_two_equal_runs_give_the_same_bytes(make_recipe: Make) -> None:
+    torch.manual_seed(1)
+    one = train(make_recipe("one"))
+    torch.manual_seed(2)
+    other = train(make_recipe("other", "data.workers=2"))
+    assert_same(one.output, other.output)
+    third = train(make_recipe("third", "run.seed=1"))
+    assert adapter(third.output) != adapter(one.output)
+
+
+@pytest.mark.parametrize("extra", [[], ["adapter.text_encoder.rank=2", "adapter.dropout=0.3", "run.accumulate=1"]])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: list[str]
+) -> None:
+    whole = train(make_recipe("whole", *extra)).output
+    run = stopped(make_recipe, monkeypatch, "stopped", *extra, at=4)
+    assert records(run) == records(whole)[:4]
+    moved = run.rename(tmp_path / "moved")
+    torch.manual_seed(7)
+    assert resume(moved).steps == 6
+    assert_same(moved, whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_at_step_0(make_recipe: Make) -> None:
+    whole = train(make_recipe("whole")).output
+    killed = Path(shutil.copytree(whole, whole.parent / "killed"))
+    shutil.rmtree(killed / "checkpoints")
+    (killed / "adapter.safetensors").unlink()
+    (killed / "lock").write_text("1\n")
+    resume(killed)
+    assert_same(killed, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_recipe: Make) -> None:
+    whole = train(make_recipe("whole")).output
+    damaged = Path(shutil.copytree(whole, whole.parent / "damaged"))
+    (damaged / "checkpoints" / "step-000006" / "optimizer.safetensors").write_bytes(b"")
+    resume(damaged)
+    assert_same(damaged, whole)
+
+
+def test_a_resume_refuses_other_data_other_settings_and_no_run(make_recipe: Make, tmp_path: Path) -> None:
+    run = train(make_recipe("run")).output
+    with pytest.raises(InputError, match="optimizer.lr differs"):
+        resume(run, overrides=["optimizer.lr=0.5"])
+    with pytest.raises(InputError, match="global batch of 4"):
+        resume(run, overrides=["run.batch_size=3"], allow=["run.batch_size"])
+    with pytest.raises(InputError, match="no recipe.toml"):
+        resume(tmp_path)
+    (tmp_path / "photos" / "00.txt").write_text("another caption")
+    with pytest.raises(InputError, match="not those that this run was started with"):
+        resume(run)
+
+
+def test_the_global_batch_may_be_split_otherwise(make_recipe: Make) -> None:
+    one = train(make_recipe("one", "run.batch_size=4", "run.accumulate=1")).output
+    other = train(make_recipe("other", "run.batch_size=1", "run.accumulate=4")).output
+    for a, b in zip(records(one), records(other), strict=True):
+        assert a["samples"] == b["samples"] and a["lr"] == b["lr"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_a_regularization_source_makes_half_of_an_epoch(make_recipe: Make, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "kept", 3, first=20)
+    source = f'data.sources.1={{path="{tmp_path}/kept", role="regularization", weight=0.5}}'
+    run = train(make_recipe("run", source, "run.steps=4")).output
+    keys = [key for line in records(run) for key in line["samples"]]
+    assert len(keys) == 14 and sum(key.startswith("1/") for key in keys) == 7
+
+
+def test_other_precisions_and_options_train(make_recipe: Make) -> None:
+    for name, override in [("bf16", "run.precision=bf16"), ("checkpointing", "run.gradient_checkpointing=true")]:
+        run = train(make_recipe(name, override, "run.steps=2", "adapter.text_encoder.rank=2")).output
+        tensors = load_file(run / "checkpoints" / "step-000002" / "adapter.safetensors")
+        assert all(t.dtype == torch.float32 for t in tensors.values())
+        assert sum(int(t.count_nonzero() > 0) for n, t in tensors.items() if "lora_B" in n) == sum(
+            "lora_B" in n for n in tensors
+        ), "every layer has learned"
+
+
+def test_gradient_checkpointing_does_not_change_the_numbers(make_recipe: Make) -> None:
+    plain = train(make_recipe("plain", "run.steps=2")).output
+    less = train(make_recipe("less", "run.steps=2", "run.gradient_checkpointing=true")).output
+    assert [r["loss"] for r in records(plain)] == [r["loss"] for r in records(less)]
+
+
+def test_epochs_in_place_of_steps(make_recipe: Make) -> None:
+    recipe = make_recipe("run")
+    recipe = lorakit.recipe.build({**recipe.to_dict(), "run": {**recipe.run.model_dump(exclude={"steps"}), "epochs": 2}})  # type: ignore[attr-defined]
+    assert train(recipe).steps == 4
+
+
+def test_a_run_that_diverges_says_with_which_pictures(make_recipe: Make) -> None:
+    recipe = make_recipe("run", "optimizer.lr=1e30", "optimizer.max_grad_norm=0", "run.steps=30", "run.save_every=0")
+    with pytest.raises(DivergedError, match=r"0/\d\d\.png"):
+        train(recipe)
+    run = Path(recipe.run.output)
+    assert json.loads((run / "exit.json").read_text())["code"] == 3
+    assert not (run / "adapter.safetensors").exists() and not (run / "checkpoints").exists()
+
+
+def test_fp16_without_a_gpu_is_refused(make_recipe: Make) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="fp16"):
+        train(make_recipe("run", "run.precision=fp16"))
+
+
+def test_tensorboard_gets_the_numbers(make_recipe: Make) -> None:
+    pytest.importorskip("tensorboard")
+    run = train(make_recipe("run", 'run.trackers=["tensorboard"]', "run.steps=2")).output
+    assert list(run.rglob("events.out.tfevents*"))
