@@ -56,7 +56,8 @@ class _Known(logging.Filter):
 def quiet_libraries() -> None:
     """Silences the known noise; call it before the libraries are imported, and again after diffusers was.
 
-    The second call is for diffusers' bar "Loading pipeline components", which only a function of its own switches off.
+    The second call is for the loading bars of libraries that are imported already, which only their own functions
+    switch off ("Loading pipeline components" in any case).
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -64,6 +65,8 @@ def quiet_libraries() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Known) for known in logger.filters):
             logger.addFilter(_Known(patterns))
-    diffusers_logging = sys.modules.get("diffusers.utils.logging")
-    if diffusers_logging is not None:
-        diffusers_logging.disable_progress_bar()
+    if os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] in ("1", "true", "TRUE", "YES", "ON"):
+        for library in ("diffusers", "transformers"):
+            imported = sys.modules.get(f"{library}.utils.logging")
+            if imported is not None:
+                imported.disable_progress_bar()

@@ -89,8 +89,6 @@ class GaussianDiffusion:
         self.timesteps = len(self.betas)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
-        if zero_terminal_snr:
-            self.alphas_cumprod[-1] = 0.0  # rounding would leave 1e-35 of signal
         self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
         self.posterior_variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 

@@ -45,6 +45,7 @@ def test_tables_are_of_one_process(schedule, zero_snr):
     assert bool((p.alphas_cumprod.diff() < 0).all())
     close(p.alphas_cumprod, (1 - p.betas).cumprod(0), 1e-12)
     assert p.alphas_cumprod_prev[0] == 1
+    assert (p.alphas_cumprod[-1] == 0) == zero_snr
     assert bool((p.posterior_variance <= p.betas).all())
     assert p.posterior_variance[0] == 0
 

@@ -1,0 +1,154 @@
+"""Writes a Stable Diffusion 1.5 pipeline with random weights, to try a whole training run on without any download.
+
+The folder has the layout of the published model: U-Net with four levels, VAE of factor 8, CLIP with 77 tokens. Its
+pictures are noise. The tokenizer is made here: byte-level like CLIP's, with a few plain words and no other merges.
+
+    python scripts/make_random_sd.py --out work/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
+    python scripts/make_random_sd.py --out work/random-sd15 --size full   the true sizes, 2 GB in fp16
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 77
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "at",
+    "with",
+    "and",
+    "photo",
+    "picture",
+    "dog",
+    "cat",
+    "red",
+    "green",
+    "blue",
+]
+# what differs between the sizes; everything else is the published configuration
+SIZES = {
+    "tiny": {"channels": (16, 32, 48, 48), "groups": 8, "heads": 4, "text": (32, 64, 2, 2), "vae": (8, 8, 16, 16)},
+    "full": {
+        "channels": (320, 640, 1280, 1280),
+        "groups": 32,
+        "heads": 8,
+        "text": (768, 3072, 12, 12),
+        "vae": (128, 256, 512, 512),
+    },
+}
+
+
+def byte_letters() -> list[str]:
+    """The 256 characters that CLIP's vocabulary writes bytes with: printable ones stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(rest))]
+
+
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A tokenizer that the stock class loads; each of WORDS is one token, other words fall apart into letters."""
+    letters = byte_letters()
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = ["".join(pieces[:2])]
+    merges = list(dict.fromkeys(merges))
+    entries = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
+    entries = [*dict.fromkeys(entries), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, rules = folder / "vocab.json", folder / "merges.txt"
+    vocabulary.write_text(json.dumps({entry: i for i, entry in enumerate(entries)}, ensure_ascii=False), "utf-8")
+    rules.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    return CLIPTokenizer(vocab=str(vocabulary), merges=str(rules), model_max_length=TOKENS)
+
+
+def make(out: Path, *, size: str, seed: int, dtype: torch.dtype) -> None:
+    """Writes the pipeline to `out`; the same bytes for the same arguments."""
+    torch.manual_seed(seed)
+    chosen = SIZES[size]
+    hidden, intermediate, layers, heads = chosen["text"]
+    tokenizer = make_tokenizer(out / "tokenizer")
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=chosen["channels"],
+        layers_per_block=2,
+        norm_num_groups=chosen["groups"],
+        attention_head_dim=chosen["heads"],
+        cross_attention_dim=hidden,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=chosen["vae"],
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        norm_num_groups=chosen["groups"],
+        latent_channels=4,
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=TOKENS,
+            projection_dim=hidden,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+    scheduler = PNDMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        sys.exit(f"error: {args.out} is in use: name a new folder")
+    make(args.out, size=args.size, seed=args.seed, dtype={"fp16": torch.float16, "fp32": torch.float32}[args.dtype])
+    total = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(f"wrote {args.out}, {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
