@@ -55,10 +55,10 @@ def read_config(folder: Path, part: str, file: str = "config.json") -> dict[str,
         raise InputError(f"{printable(folder / part / file)} could not be read: {printable(error)}") from None
 
 
-def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str]) -> None:
+def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str], weights: bool = True) -> None:
     """That `folder` is a stock folder of one of `pipelines` with every part of `parts` (name to its config's file).
 
-    Raises InputError with all that is missing.
+    Without `weights` it may hold configurations and tokenizers alone. Raises InputError with all that is missing.
     """
     where = f"model.path = {printable(folder)}"
     if not (folder / "model_index.json").is_file():
@@ -70,7 +70,7 @@ def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str]) -
     for part, file in parts.items():
         if not (folder / part / file).is_file():
             problems.append(f"{where} lacks the component {part} ({part}/{file}): copy it from the original model.")
-        elif file == "config.json" and not any((folder / part).glob("*.safetensors")):
+        elif weights and file == "config.json" and not any((folder / part).glob("*.safetensors")):
             pickled = sorted(f.name for f in (folder / part).iterdir() if f.suffix in PICKLES)
             problems.append(
                 f"{where}: {part} holds only the pickle {pickled[0]}, which is refused: save the model as safetensors."

@@ -20,6 +20,7 @@ from lorakit.diffusion import GaussianDiffusion
 from lorakit.families import folders
 from lorakit.families.protocol import Description
 
+PIPELINES = ("StableDiffusionPipeline",)
 PARTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -43,6 +44,8 @@ def _vae_factor(folder: Path) -> int:
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
     folder = folders.resolve(settings.path, weights=False)
+    on_hub = not Path(settings.path).is_dir() and settings.path != "embedded"
+    folders.check(folder, PARTS, pipelines=PIPELINES, weights=not on_hub)
     factor = _vae_factor(folder)
     tokenizer = _tokenizer(folder)
     return Description(
@@ -62,7 +65,7 @@ def _tokenizer(folder: Path) -> Any:
 def load(settings: Settings) -> "StableDiffusion":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
     folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=("StableDiffusionPipeline",))
+    folders.check(folder, PARTS, pipelines=PIPELINES)
     return StableDiffusion(folder)
 
 

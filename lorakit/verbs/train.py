@@ -127,8 +127,8 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
     family = families.load_settings(recipe.model)
     family.to(accelerator.device, dtype_of(precision))
     adapted = _adapted(recipe, family)
-    loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
     _inject(recipe, family, adapted)
+    loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
     trainee = _trainee(recipe, family, adapted, accelerator)
     if found:
         copy_adapter_state(adapted, state_from(found.adapter, found.state["adapter"]))

@@ -1,0 +1,70 @@
+"""The command line itself: light, and every error a message."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lorakit.cli import main as cli
+from lorakit.core.errors import DivergedError, InputError, LorakitError, StorageError
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_help_is_answered_without_heavy_imports_and_within_a_third_of_a_second_of_cpu() -> None:
+    code = (
+        "import sys, time; from lorakit.cli.main import parser; parser().format_help(); parser().parse_args(['merge', "
+        "'a', 'b', '--out', 'c']); print(time.process_time()); print(*sys.modules)"
+    )
+    spent, modules = python(code).split("\n", 1)
+    loaded = set(modules.split())
+    assert not loaded & {"torch", "numpy", "PIL", "diffusers", "transformers", "peft", "accelerate", "rich"}
+    assert float(spent) <= 0.3
+
+
+def test_importing_lorakit_is_light_and_its_names_are_there() -> None:
+    code = (
+        "import sys, lorakit; assert 'torch' not in sys.modules; "
+        "print(callable(lorakit.train), callable(lorakit.load_recipe), callable(lorakit.export_adapter), "
+        "callable(lorakit.merge_adapter), lorakit.diffusion.GaussianDiffusion(timesteps=10).timesteps)"
+    )
+    assert python(code).split() == ["True", "True", "True", "True", "10"]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0 and "usage: lorakit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError(["a", "b\x1b"]), 2), (DivergedError("d"), 3), (StorageError("s"), 4), (PermissionError(13, "no"), 4)],
+)
+def test_errors_become_one_message_and_an_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lorakit.cli.train.run", run)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "x"])
+    message = capsys.readouterr().err
+    assert caught.value.code == code
+    assert message.startswith("error: ") and "\x1b" not in message
+    if isinstance(error, LorakitError):
+        assert all(part[0] in message for part in str(error).splitlines())
+
+
+def test_an_unknown_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lorakit.cli.train.run", run)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "x"])
