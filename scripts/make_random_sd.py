@@ -136,13 +136,13 @@ def make(out: Path, *, size: str, seed: int, dtype: torch.dtype) -> None:
     pipeline.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.out.exists() and any(args.out.iterdir()):
         sys.exit(f"error: {args.out} is in use: name a new folder")
     make(args.out, size=args.size, seed=args.seed, dtype={"fp16": torch.float16, "fp32": torch.float32}[args.dtype])
