@@ -47,7 +47,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included; None (which TOML cannot say) is left out."""
-        return {name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__}
+        return {
+            name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__
+        }
 
     def to_toml(self) -> str:
         import tomli_w
@@ -120,7 +122,7 @@ def _section(section: str, given: dict[str, Any]) -> Settings:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Puts `section.key=value` into `values`; the value is read as TOML, else as text. A number names a list's entry."""
+    """Puts `section.key=value` into `values`; the value is TOML, else text. A number in the key names a list's entry."""
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -131,7 +133,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = text
     node: Any = values
     for i, part in enumerate(path[:-1]):
-        following = [] if path[i + 1].isdigit() else {}
+        following: Any = [] if path[i + 1].isdigit() else {}
         node = _entry(node, part, override, following)
     if isinstance(node, list):
         _entry(node, path[-1], override, None)

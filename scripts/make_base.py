@@ -4,7 +4,7 @@ Four stages, each skipped when its result lies in --work already: tokenizer, VAE
 Training is seeded and checkpointed; run the command again after an interruption and it goes on, bit for bit (at equal
 thread count). Everything is drawn on the way by scripts/scenes.py: no picture is read.
 
-    python scripts/make_base.py                      about 90 minutes on one core
+    python scripts/make_base.py                      about an hour on one core
     python scripts/make_base.py --smoke --out /tmp/b a minute, to see that all stages work
 """
 
@@ -416,7 +416,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/base"), help="intermediate results, to go on from")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--vae-steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.2e-3)

@@ -10,7 +10,9 @@ HELP = "train, export and look, on the model that ships with lorakit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="new folder for all that it makes (default demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="new folder for all that it makes (default demo)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

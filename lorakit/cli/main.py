@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import importlib
+import logging
 import sys
 
 from lorakit.core.errors import LorakitError, StorageError
@@ -35,6 +36,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and ends the process with the exit code of the contract."""
     args = parser().parse_args(arguments)
+    logger = logging.getLogger("lorakit")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
     try:
         args.run(args)
     except LorakitError as error:
@@ -48,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        report(StorageError(f"{error.filename or 'a file'}: {error.strerror}: free some space or choose another folder"))
+        report(
+            StorageError(f"{error.filename or 'a file'}: {error.strerror}: free some space or choose another folder")
+        )
         sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

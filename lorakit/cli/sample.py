@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from lorakit.sampling.pictures import Request
     from lorakit.verbs.sample import sample
 
-    wanted = [
-        Request(prompt, args.seed + i, args.negative, width, height) for i, prompt in enumerate(args.prompt)
-    ]
+    wanted = [Request(prompt, args.seed + i, args.negative, width, height) for i, prompt in enumerate(args.prompt)]
     files = sample(
         args.base,
         [weighted(adapter) for adapter in args.adapter],

@@ -12,4 +12,6 @@ def embedded(name: str) -> Path:
     for folder in (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name):
         if folder.is_dir():
             return folder
-    raise InputError(f"the embedded {name} is missing from this installation: install lorakit again from its repository")
+    raise InputError(
+        f"the embedded {name} is missing from this installation: install lorakit again from its repository"
+    )

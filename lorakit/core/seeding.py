@@ -1,4 +1,4 @@
-"""Randomness by rule: what is random about a sample follows from (seed, number, purpose), never from a stream's state."""
+"""Randomness by rule: what is random about a sample follows from (seed, number, purpose), never from a state."""
 
 import hashlib
 

@@ -32,10 +32,10 @@ class Example:
 class Batch:
     """One micro step: samples of one bucket.
 
-    `latents` (B, C, h, w) scaled as the backbone takes them; `noise` of the same shape; `quantile` (B,) in [0, 1), which
-    a timestep law turns into t; `weight` (B,); `numbers` are the samples' numbers n in the run (DESIGN: what is random
-    about sample n follows from n); `text` is cached conditioning, or None when a text encoder is adapted and `captions`
-    are to be encoded.
+    `latents` (B, C, h, w) scaled as the backbone takes them; `noise` of the same shape; `quantile` (B,) in [0, 1),
+    which a timestep law turns into t; `weight` (B,); `numbers` are the samples' numbers n in the run (what is random
+    about a sample follows from its n); `text` is cached conditioning, or None when a text encoder is adapted and
+    `captions` are to be encoded.
     """
 
     keys: tuple[str, ...]

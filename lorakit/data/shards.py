@@ -63,7 +63,6 @@ class Cache:
         name = f"{_PREFIX}{content_key('shard', *sorted(entries))[:24]}{_SUFFIX}"
         tensors = {f"{key}/{part}": tensor for key, parts in entries.items() for part, tensor in parts.items()}
         write_tensors(make_folder(self.folder) / name, tensors, {"format": _FORMAT})
-        self._open.pop(name, None)
         self._known.discard(name)
         self._add_shard(name)
 

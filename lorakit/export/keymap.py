@@ -1,5 +1,6 @@
 """Names of layers here and in a dialect, and what is common to reading every dialect: each key accounted for."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,11 +45,9 @@ class KeyMap:
         layer = self._layers.get(base) if ending else None
         return f"{layer}.{ending}" if layer else None
 
-    @property
+    @functools.cached_property
     def _layers(self) -> dict[str, str]:
-        if "_cached" not in self.__dict__:
-            object.__setattr__(self, "_cached", {**self.also, **{theirs: ours for ours, theirs in self.bases.items()}})
-        return self.__dict__["_cached"]
+        return {**self.also, **{theirs: ours for ours, theirs in self.bases.items()}}
 
 
 def split_key(key: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
@@ -94,37 +93,24 @@ def read_pairs(
     """
     keymap, layers = dialect.keymap(family), family_layers(family)
     ours: dict[str, Tensor] = {}
-    problems, alphas = [], {}
-    for key in sorted(tensors):
-        name = keymap.from_foreign(key)
-        if name is None:
-            problems.append(f"{printable(key)} has no place in a model of the family {family.name}.")
-        elif name in ours:
-            problems.append(f"{printable(key)} gives {name} a second time.")
-        else:
-            ours[name] = tensors[key]
-            if not name.endswith(f".{ALPHA}"):
-                continue
-            base = split_key(key, keymap.endings)[0]
-            if base + f".{keymap.endings[FIRST]}" not in tensors:
-                problems.append(f"{printable(key)} is an alpha without matrices.")
-    ours = {name: tensor.float() for name, tensor in ours.items() if not name.endswith(f".{ALPHA}")}
-    without = []
+    alphas: dict[str, float] = {}
+    problems, without = [], []
     for key in sorted(tensors):
         base, ending = split_key(key, keymap.endings)
         name = keymap.from_foreign(key)
-        if ending != FIRST or name is None:
+        if name is None:
+            problems.append(f"{printable(key)} has no place in a model of the family {family.name}.")
             continue
-        layer, first = name.removesuffix(f".{FIRST}"), tensors[key]
-        component, _, path = layer.partition(".")
-        alpha = dialect.stored_alpha(base, first.shape[0] if first.ndim else 0, tensors, metadata)
-        if alpha is None and assume_alpha is None:
-            without.append(base)
-        alphas[layer] = float(alpha if alpha is not None else assume_alpha or 0.0)
-        for ending_, shape in zip(
-            (FIRST, SECOND), factor_shapes(layers[component][path], first.shape[0] if first.ndim else 0)
-        ):
-            _respell(ours, f"{layer}.{ending_}", shape)
+        layer = name.removesuffix(f".{ending}")
+        if name in ours or (ending == ALPHA and f"{base}.{keymap.endings[FIRST]}" not in tensors):
+            problems.append(f"{printable(key)} is given twice, or is an alpha without matrices.")
+        elif ending != ALPHA:
+            ours[name] = tensors[key].float()
+        if ending == FIRST:
+            alpha = dialect.stored_alpha(base, _rank(tensors[key]), tensors, metadata)
+            if alpha is None and assume_alpha is None:
+                without.append(base)
+            alphas[layer] = float(alpha if alpha is not None else assume_alpha or 0.0)
     if without:
         problems.append(
             f"{len(without)} of {len(alphas)} layers have no alpha (the first is {printable(without[0])}), which says "
@@ -132,15 +118,22 @@ def read_pairs(
         )
     if problems:
         raise InputError(shortened(problems))
+    for name in ours:
+        layer, _, ending = name.rpartition(".lora_")
+        component, _, path = layer.partition(".")
+        rank = _rank(ours[f"{layer}.{FIRST}"]) if layer in alphas else 0
+        shapes = factor_shapes(layers[component][path], rank)
+        ours[name] = _respelled(ours[name], shapes[0] if ending.startswith("A") else shapes[1])
     state = AdapterState("lora", ours, alphas)
     check_state(state, layers)
     return state
 
 
-def _respell(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
+def _rank(first: Tensor) -> int:
+    return first.shape[0] if first.ndim else 0
+
+
+def _respelled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Matrices of a 1×1 convolution may be written with two axes or four, those of a linear layer too."""
-    tensor = tensors.get(name)
-    if tensor is None or tensor.ndim not in (2, 4) or tuple(tensor.shape) == shape:
-        return
-    if tensor.shape[:2] == shape[:2] and tensor.numel() == math.prod(shape):
-        tensors[name] = tensor.reshape(shape)
+    same = tensor.ndim in (2, 4) and tensor.shape[:2] == shape[:2] and tensor.numel() == math.prod(shape)
+    return tensor.reshape(shape) if same else tensor

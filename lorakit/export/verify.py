@@ -1,19 +1,20 @@
 """Whether a written adapter gives back what was trained: asked of the loader that its readers have.
 
-Three fresh copies of the model's parts answer the same calls (probe.py): without an adapter, with the trained state,
-and with the file, loaded by a stock pipeline or by peft.
+Fresh copies of the model's parts answer the same calls (probe.py): without an adapter, with the trained state, with
+that state rounded to the file's number format, and with the file, loaded by a stock pipeline or by peft. The file must
+equal the rounded state up to the rounding of predictions, and the trained state up to what its number format costs.
 """
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lorakit.adapters import AdapterState, load_adapter_state
+from lorakit.adapters import AdapterState, copy_adapter_state, load_adapter_state
 from lorakit.adapters.state import adapter_layers, load_with_peft
 from lorakit.core.errors import VerificationError
 from lorakit.core.files import printable
@@ -23,12 +24,12 @@ from lorakit.export.files import digest, dtype_name, read_adapter, write_adapter
 from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
 from lorakit.families.protocol import Family
 
-# how far predictions may differ, relative to their largest value: rounding in fp32, and of weights to half precision
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-# and relative to what the adapter changes, lest a weak adapter be lost within the first tolerance …
-SHARE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
-# … but for the rounding of predictions themselves
-ROUNDING = 1e-6
+# how far predictions may differ, relative to the largest: of the file from the very numbers that are in it …
+TOLERANCE = 1e-6
+# … and of these numbers from those that were trained; also relative to what the adapter changes, lest the rounding of a
+# weak adapter be lost in the first
+COST = {torch.float16: 1e-2, torch.bfloat16: 1e-2}
+SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def verify_adapter(
         base = calls.answer(components)
         load_adapter_state(components, state)
         trained = calls.answer(components)
+        copy_adapter_state(components, rounded(state, dtype))
+        stored = calls.answer(components)
         del components  # one copy of the model at a time
         pipeline = family.stock_pipeline()
         components = stock_components(pipeline, family)
@@ -103,8 +106,13 @@ def verify_adapter(
             raise VerificationError(f"{printable(path.name)} was refused by {reader}: {printable(error)}") from error
         _same_layers(components, state, f"{printable(path.name)}, read by {reader},")
         loaded = calls.answer(components)
-    worst = _compare(base, trained, loaded, dtype=dtype, what=f"{printable(path.name)}, read by {reader},")
-    return worst, reader
+    _compare(base, stored, loaded, what=f"{printable(path.name)}, read by {reader},")
+    return _cost(base, trained, loaded, dtype=dtype, name=printable(path.name)), reader
+
+
+def rounded(state: AdapterState, dtype: torch.dtype) -> AdapterState:
+    """`state` with the values that a file in `dtype` holds."""
+    return replace(state, tensors={name: tensor.to(dtype).float() for name, tensor in state.tensors.items()})
 
 
 def _load(pipeline: Any, components: dict[str, nn.Module], path: Path, *, family: Family, reader: str) -> None:
@@ -131,19 +139,28 @@ def _same_layers(components: Mapping[str, nn.Module], state: AdapterState, what:
         raise VerificationError(f"{what} has {len(loaded)} adapted layers instead of {len(wanted)}, e.g. not {odd[0]}.")
 
 
-def _compare(base: Outputs, trained: Outputs, loaded: Outputs, *, dtype: torch.dtype, what: str) -> float:
-    """The largest difference of `loaded` from `trained`, relative to the predictions' size; raises where too large."""
-    tolerance, share = TOLERANCE.get(dtype, 1e-6), SHARE.get(dtype, 1e-3)
-    worst = 0.0
-    for component, wanted in trained.items():
+def _compare(base: Outputs, stored: Outputs, loaded: Outputs, *, what: str) -> None:
+    """Raises where the loaded file predicts otherwise than the numbers that were written."""
+    for component, wanted in stored.items():
         size, change = largest(wanted), difference(wanted, base[component])
         off = difference(loaded[component], wanted)
-        if not off <= min(tolerance * size, share * change + ROUNDING * size):
+        if not off <= TOLERANCE * size:
             raise VerificationError(
                 f"{what} changes {component} otherwise than the training did: predictions differ by {off / size:.1e} "
                 f"of their size (the adapter's own effect is {change / size:.1e}). The file was removed."
             )
-        if change > 0 and difference(loaded[component], base[component]) == 0:
-            raise VerificationError(f"{what} changes nothing in {component}: its weights are too small for {dtype}.")
+
+
+def _cost(base: Outputs, trained: Outputs, loaded: Outputs, *, dtype: torch.dtype, name: str) -> float:
+    """The largest difference from what was trained, relative to the predictions' size; raises where it is too large."""
+    worst = 0.0
+    for component, wanted in trained.items():
+        size, change = largest(wanted), difference(wanted, base[component])
+        off = difference(loaded[component], wanted)
+        if not off <= min(COST.get(dtype, TOLERANCE) * size, SHARE * change + TOLERANCE * size):
+            raise VerificationError(
+                f"{name} loses too much in {dtype_name(dtype)}: predictions of {component} move by {off / size:.1e} "
+                f"of their size, the adapter moves them by {change / size:.1e}. Write fp32. The file was removed."
+            )
         worst = max(worst, off / size if size else 0.0)
     return worst

@@ -1,7 +1,7 @@
 """Floor 2: model families, one file each. What differs between models is here and nowhere else.
 
-A family's module defines `Settings`, `load(settings) -> Family`, `describe(settings) -> Description` (configurations and
-tokenizers only) and `tiny() -> Family` (small, random weights, written to a temporary folder: it gets every family test).
+A family's module defines `Settings`, `load(settings) -> Family`, `describe(settings) -> Description` (from its
+configurations and tokenizers alone) and `tiny() -> Family` (small, random weights: it gets every family test).
 """
 
 from typing import Any

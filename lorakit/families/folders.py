@@ -32,7 +32,7 @@ def resolve(path: str, *, weights: bool = True) -> Path:
         raise InputError(f"model.path = {shown} is a single file: give a diffusers folder (with model_index.json).")
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return _from_hub(path, weights=weights)
-    raise InputError(f"model.path = {shown} does not exist: give a diffusers folder, a hub name or \"embedded\".")
+    raise InputError(f'model.path = {shown} does not exist: give a diffusers folder, a hub name or "embedded".')
 
 
 def _from_hub(name: str, *, weights: bool) -> Path:

@@ -30,7 +30,8 @@ class Family(Protocol):
     `components` holds the modules by the names of the stock pipeline ("unet", "vae", "text_encoder"); `backbone` names
     the denoiser among them and `text_encoders` those that an adapter may go into. `default_targets` gives, for each of
     these, the endings of the names of the modules that an adapter goes into. `lora_prefixes` are the prefixes of the
-    kohya layout.
+    kohya layout. Sides of training pictures are multiples of `side_multiple` pixels, of what the stock pipeline draws
+    multiples of `drawing_multiple`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family(Protocol):
     lora_prefixes: Mapping[str, str]
     default_format: str
     side_multiple: int
+    drawing_multiple: int
     token_limit: int
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Family(Protocol):
         ...
 
     def original_name(self, component: str, path: str) -> str:
-        """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers now leaves out."""
+        """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers dropped."""
         ...
 
     def metadata(self) -> dict[str, str]:

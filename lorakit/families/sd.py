@@ -1,10 +1,11 @@
-"""Stable Diffusion 1.x and 2.x: a U-Net on four-channel latents with one CLIP text encoder (Rombach et al., 2112.10752).
+"""Stable Diffusion 1.x and 2.x: a latent U-Net with one CLIP text encoder (Rombach et al., arXiv:2112.10752).
 
 Every number (VAE factor, scaling, prediction type, token limit) is read from the model's own configuration.
 """
 
 import functools
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -97,6 +98,7 @@ class StableDiffusion:
         self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
         self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         self.side_multiple = _vae_factor(path)
+        self.drawing_multiple = math.lcm(self.side_multiple, 8)  # the stock pipeline asks for 8, whatever the VAE is
         self.token_limit = self.tokenizer.model_max_length
         for module in self.components.values():
             module.requires_grad_(False).eval()
@@ -114,7 +116,7 @@ class StableDiffusion:
         return mean * self.vae.config.scaling_factor
 
     def encode_text(self, captions: Sequence[str]) -> Text:
-        """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; longer captions are cut at L tokens."""
+        """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
         tokens = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.token_limit, return_tensors="pt"
         ).to(self.text_encoder.device)
@@ -185,9 +187,7 @@ def tiny() -> StableDiffusion:
     entries = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=16
-    )
+    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(

@@ -1,4 +1,7 @@
-"""Optimizers, one file each, and the learning-rate schedules. A module defines `Settings` and `build(settings, groups)`."""
+"""Optimizers, one file each, and the learning-rate schedules.
+
+An optimizer's module defines `Settings` and `build(settings, groups)`.
+"""
 
 from lorakit.core.registry import Registry
 

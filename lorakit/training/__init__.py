@@ -1,1 +1,1 @@
-"""Floor 4: where family, adapter, objective, optimizer and data meet: the step, the loop, checkpoints and the run folder."""
+"""Floor 4: where everything meets: the step, the loop, checkpoints and the run's folder."""

@@ -69,7 +69,9 @@ def save(
         write_tensors(aside / FILES[0], adapter)
         write_tensors(aside / FILES[1], optimizer)
         write_json(aside / FILES[2], state)
-        manifest = {name: {"sha256": sha256_file(aside / name), "size": (aside / name).stat().st_size} for name in FILES}
+        manifest = {
+            name: {"sha256": sha256_file(aside / name), "size": (aside / name).stat().st_size} for name in FILES
+        }
         write_json(aside / "manifest.json", manifest)
     return path
 
@@ -106,14 +108,16 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
     None where there is no checkpoint at all. Raises InputError where there are some and none verifies.
     """
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(listed(folder)):
         reason = damage(path)
         if reason is None:
             return load(path), skipped
         skipped.append(f"{printable(path.name)} is damaged: {reason}.")
     if skipped:
-        raise InputError([*skipped, f"No checkpoint in {printable(folder)} can be used: train again into another folder."])
+        raise InputError(
+            [*skipped, f"No checkpoint in {printable(folder)} can be used: train again into another folder."]
+        )
     return None, []
 
 

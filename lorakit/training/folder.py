@@ -33,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def fresh(cls, path: Path) -> "RunFolder":
-        """Takes a folder for a new run. Raises InputError where it holds one, StorageError where it cannot be written."""
+        """Takes a folder for a new run. Raises InputError where it holds one, StorageError where it refuses."""
         cls.refuse_used(path)
         return cls._take(path)
 

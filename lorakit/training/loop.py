@@ -22,7 +22,7 @@ MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
 class RunSettings(core_settings.Settings):
     output: str
-    """Folder of the run; it must not hold one already. Not given: runs/ and the recipe's name, in the current folder."""
+    """Folder of the run, which must not hold one already. Left out: runs/ and the recipe's name, where you are."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps to train for; 1000 where neither this nor `epochs` is given."""
     epochs: int | None = Field(None, gt=0)
@@ -34,7 +34,7 @@ class RunSettings(core_settings.Settings):
     seed: int = Field(0, ge=0)
     """What all randomness of the run follows from."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What the frozen model computes in; "auto": bf16 where the GPU has it, fp32 on the CPU. Adapters are fp32 always."""
+    """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     save_every: int = Field(500, ge=0)
@@ -88,9 +88,7 @@ def run_loop(
         started = time.perf_counter()
         plan = next(plans)
         factor = lr_factor(step - 1)
-        report = run_step(
-            trainee, plan.batches, count=len(plan.keys), lr_factor=factor, votes=interrupt.votes()
-        )
+        report = run_step(trainee, plan.batches, count=len(plan.keys), lr_factor=factor, votes=interrupt.votes())
         skipped = skipped + 1 if report.skipped else 0
         loss = loss if report.skipped else report.loss
         hooks.metrics(

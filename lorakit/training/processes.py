@@ -32,7 +32,7 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
 
 
 def start(precision: Precision, *, trackers: list[str], folder: Path) -> Accelerator:
-    """The Accelerator of this process. Raises InputError where the launcher and Accelerate count processes differently."""
+    """This process's Accelerator. Raises InputError where the launcher and Accelerate count processes differently."""
     # one process may train several times, each time in another precision
     AcceleratorState._reset_state()
     accelerator = Accelerator(

@@ -1,6 +1,6 @@
 """The whole road on the embedded base: draw what shall be kept, train the mascot, load it into a stock pipeline, score.
 
-Everything that it shows is measured on the pictures of a stock diffusers pipeline, by the judge that ships with lorakit.
+Everything that it shows is measured on pictures of a stock diffusers pipeline, by the judge that ships with lorakit.
 """
 
 import json
@@ -23,7 +23,7 @@ from lorakit.sampling.pictures import Request, draw
 from lorakit.verbs.train import train
 
 STEPS, GUIDANCE = 20, 5.0
-FRAMES = ((64, 64), (64, 64), (80, 52), (52, 80))  # of the pictures of old things; most of the mascot's are square too
+FRAMES = ((64, 64), (64, 64), (72, 56), (56, 72))  # of the pictures of old things; stock pipelines want multiples of 8
 # what must hold for the demo to count as learned
 SUBJECT, BACKGROUNDS, OLD_LOSS, TRACES = 0.75, 0.85, 0.10, 0.10
 
@@ -59,7 +59,10 @@ class DemoReport:
     def problems(self) -> list[str]:
         """What the adapter did not learn, or made worse."""
         checks = [
-            (self.after.subject >= SUBJECT, f"the subject is in {self.after.subject:.0%} of its pictures, not {SUBJECT:.0%}"),
+            (
+                self.after.subject >= SUBJECT,
+                f"the subject is in {self.after.subject:.0%} of its pictures, not {SUBJECT:.0%}",
+            ),
             (self.before.subject == 0, f"the judge saw the subject before training, in {self.before.subject:.0%}"),
             (
                 self.after.backgrounds >= BACKGROUNDS,
@@ -158,9 +161,7 @@ def _scores(judge: Judge, prompts: dict[str, Any], pictures: Sequence[Sequence[I
 
     return DemoScores(
         subject=share([v.subject >= 0.5 for v in subject]),
-        backgrounds=share(
-            [v.background == w["background"] for v, w in zip(subject, prompts["subject"], strict=True)]
-        ),
+        backgrounds=share([v.background == w["background"] for v, w in zip(subject, prompts["subject"], strict=True)]),
         old=share([right(v, w) for v, w in zip(old, prompts["old"], strict=True)]),
         traces=share([v.traces >= 0.5 for v in old]),
     )

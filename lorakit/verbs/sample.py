@@ -29,9 +29,9 @@ def sample(
     """
     quiet_libraries()
     model = families.load(family, base)
-    multiple = model.side_multiple
+    multiple = model.drawing_multiple
     wrong = [
-        f"--size {r.width}x{r.height}: both sides must be multiples of {multiple}, the model's picture grid."
+        f"--size {r.width}x{r.height}: both sides must be multiples of {multiple}, as the stock pipeline asks."
         for r in wanted
         if (r.width or 0) % multiple or (r.height or 0) % multiple
     ]

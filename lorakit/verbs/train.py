@@ -5,7 +5,6 @@ The loop itself is `training/loop.py`.
 """
 
 import contextlib
-import json
 import logging
 import time
 import tomllib
@@ -22,7 +21,7 @@ from torch import nn
 from lorakit import families
 from lorakit.adapters import ADAPTERS, adapter_state, copy_adapter_state, trainable_parameters
 from lorakit.adapters.state import state_from, state_metadata
-from lorakit.core.errors import InputError, InterruptedRun, LorakitError
+from lorakit.core.errors import InputError, LorakitError
 from lorakit.core.files import printable, write_json, write_text, written_aside
 from lorakit.core.processes import barrier, on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
@@ -50,7 +49,15 @@ from lorakit.training.step import Trainee
 log = logging.getLogger("lorakit")
 
 # what a resumed run may change and still train on the same numbers
-HARMLESS = ("run.output", "run.save_every", "run.keep_last", "run.sample_every", "run.trackers", "sample.", "data.workers")
+HARMLESS = (
+    "run.output",
+    "run.save_every",
+    "run.keep_last",
+    "run.sample_every",
+    "run.trackers",
+    "sample.",
+    "data.workers",
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,8 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
     precision, reason = resolve_precision(recipe.run.precision)
     recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
     accelerator = start(precision, trackers=list(recipe.run.trackers), folder=output)
-    log.info("precision %s: %s", precision, reason)
+    if rank() == 0:
+        log.info("precision %s: %s", precision, reason)
     found = None
     if resumed:
         found = _newest_checkpoint(output)
@@ -123,7 +131,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             "The pictures, captions or buckets are not those that this run was started with: "
             "put them back, or start a new run."
         )
-    last_step = recipe.run.steps or recipe.run.epochs * data.plan.steps_per_epoch
+    last_step = recipe.run.steps or (recipe.run.epochs or 1) * data.plan.steps_per_epoch
     family = families.load_settings(recipe.model)
     family.to(accelerator.device, dtype_of(precision))
     adapted = _adapted(recipe, family)
@@ -136,7 +144,11 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         if trainee.scaler:
             trainee.scaler.load_state_dict(found.state["scaler"])
     first_step = int(found.state["step"]) if found else 0
-    with _owned(output, resumed=resumed), watched() as interrupt, contextlib.closing(_bar(first_step, last_step)) as bar:
+    with (
+        _owned(output, resumed=resumed),
+        watched() as interrupt,
+        contextlib.closing(_bar(first_step, last_step)) as bar,
+    ):
         keeper = _Keeper(recipe, output, data, trainee, accelerator, bar, first_step)
         report = run_loop(
             trainee,
@@ -276,7 +288,9 @@ def _inject(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) ->
         inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
-            switch = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+            # diffusers and transformers have different names for it
+            switch: Any = getattr(module, "enable_gradient_checkpointing", None)
+            switch = switch or getattr(module, "gradient_checkpointing_enable")  # noqa: B009
             switch()
 
 
@@ -433,7 +447,14 @@ class _Keeper:
                 family=self.trainee.family,
                 dtype=dtype_of(self.recipe.run.save_dtype),
             )
-            log.info("%s", json.dumps(exported.to_json()))
+            log.info(
+                "adapter of %d layers, %s, %s: read back by %s, its predictions differ by at most %.1e",
+                exported.modules,
+                exported.format,
+                exported.dtype,
+                exported.reader,
+                exported.max_difference,
+            )
         if self.recipe.run.trackers:
             self.accelerator.end_training()
         barrier()

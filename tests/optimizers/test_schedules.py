@@ -1,6 +1,7 @@
 """Schedules in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,4 +30,4 @@ def test_never_outside_its_bounds_and_never_rising_after_the_warmup(
     factors = [factor(schedule, step, total) for step in range(total)]
     assert all(0 < f <= 1 or f >= floor for f in factors) and max(factors) <= 1
     after = factors[warmup:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(after))

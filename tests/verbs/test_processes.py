@@ -17,9 +17,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", "0", "-m", "lorakit", *arguments]
     root = str(Path(__file__).parent.parent.parent)
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root}
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root})
 
 
 def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -38,7 +36,9 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
     assert json.loads((two / "exit.json").read_text())["code"] == 0
 
 
-def test_what_is_wrong_is_said_by_every_process_and_none_waits(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_by_every_process_and_none_waits(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("two").to_toml())
     (tmp_path / "photos" / "00.txt").unlink()

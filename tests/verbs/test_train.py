@@ -190,7 +190,9 @@ def test_gradient_checkpointing_does_not_change_the_numbers(make_recipe: Make) -
 
 def test_epochs_in_place_of_steps(make_recipe: Make) -> None:
     recipe = make_recipe("run")
-    recipe = lorakit.recipe.build({**recipe.to_dict(), "run": {**recipe.run.model_dump(exclude={"steps"}), "epochs": 2}})  # type: ignore[attr-defined]
+    recipe = lorakit.recipe.build(
+        {**recipe.to_dict(), "run": {**recipe.run.model_dump(exclude={"steps"}), "epochs": 2}}
+    )  # type: ignore[attr-defined]
     assert train(recipe).steps == 4
 
 
