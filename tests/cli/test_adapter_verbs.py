@@ -1,0 +1,75 @@
+"""lorakit/cli/export.py, merge.py, inspect.py: what is typed arrives, and every wrong input is one message."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit.cli.main import main
+from lorakit.cli.merge import weighted
+from lorakit.core.errors import InputError
+from lorakit.export import inspect_adapter, write_adapter
+from tests.export.tiny import family, made
+
+
+def test_a_weight_is_what_parses_as_a_number_after_the_last_colon() -> None:
+    cases = {
+        "a.safetensors": ("a.safetensors", 1.0),
+        "a.safetensors:0.8": ("a.safetensors", 0.8),
+        "a:-1e-1": ("a", -0.1),
+        r"C:\x\a.safetensors": (r"C:\x\a.safetensors", 1.0),
+        r"C:\x\a.safetensors:2": (r"C:\x\a.safetensors", 2.0),
+        "dir:b/a.safetensors": ("dir:b/a.safetensors", 1.0),
+        "a:": ("a:", 1.0),
+    }
+    assert {text: weighted(text) for text in cases} == {t: (Path(name), w) for t, (name, w) in cases.items()}
+    for text in ("a:nan", "a:inf"):
+        with pytest.raises(InputError, match="finite"):
+            weighted(text)
+
+
+def test_export_inspect_and_merge_from_the_command_line(tmp_path, capsys) -> None:
+    source, base = tmp_path / "zebra.safetensors", str(family().path)
+    write_adapter(made(targets=("to_q",)), source, format="kohya", family=family())
+    out = tmp_path / "out.safetensors"
+    main(["export", str(source), "--base", base, "--format", "diffusers", "--dtype", "fp16", "--out", str(out)])
+    assert "stock pipeline" in capsys.readouterr().out
+    main(["inspect", str(out), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["format"], found["dtype"], found["modules"]) == ("diffusers", "fp16", inspect_adapter(source).modules)
+    main(["inspect", str(source)])
+    text = capsys.readouterr().out
+    assert "lora_unet: " in text
+    assert "rank 4, alpha 4" in text
+    main(["merge", base, f"{source}:0.5", str(out), "--out", str(tmp_path / "merged")])
+    assert (tmp_path / "merged" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "{file}", "--out", "{there}"], "--out .* exists already"),
+        (["export", "{file}", "--out", "{new}"], "--base"),
+        (["export", "{file}", "--out", "{new}", "--family", "x"], "give --base too"),
+        (["export", "{missing}", "--out", "{new}"], "no such adapter file"),
+        (["export", "{file}", "--base", "{base}", "--family", "sdd", "--out", "{new}"], "Did you mean sd"),
+        (["merge", "{base}", "{file}", "--out", "{there}"], "--out .* exists already"),
+        (["merge", "{base}", "{missing}:0.5", "--out", "{new}"], "no such adapter file"),
+        (["inspect", "{missing}"], "no such adapter file"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments: list[str], said: str) -> None:
+    file, there = tmp_path / "a.safetensors", tmp_path / "there.safetensors"
+    write_adapter(made(targets=("to_q",)), file, format="kohya", family=family(), dtype=torch.float16)
+    there.touch()
+    names = {"file": file, "there": there, "missing": tmp_path / "no.safetensors", "base": family().path}
+    names["new"] = tmp_path / "new.safetensors"
+    with pytest.raises(SystemExit) as exit_:
+        main([argument.format(**names) for argument in arguments])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(said, error), error
+    assert not names["new"].exists()
