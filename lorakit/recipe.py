@@ -51,10 +51,15 @@ class Recipe:
             name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__
         }
 
-    def to_toml(self) -> str:
+    def to_toml(self, *, paths: bool = True) -> str:
+        """The recipe's file; without `paths`, for what is passed on, each is cut to its last name."""
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        values = self.to_dict()
+        if not paths:
+            for table, key in _path_settings(values):
+                table[key] = Path(table[key]).name
+        return tomli_w.dumps(values)
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -122,7 +127,7 @@ def _section(section: str, given: dict[str, Any]) -> Settings:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Puts `section.key=value` into `values`; the value is TOML, else text. A number in the key names a list's entry."""
+    """Puts `section.key=value` into `values`; the value is TOML, else text. A number names a list's entry."""
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -158,23 +163,21 @@ def _entry(node: Any, part: str, override: str, new: Any) -> Any:
 
 def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Makes the relative paths of a recipe's values absolute, from `folder`; absolute ones stay."""
+    for table, key in _path_settings(values):
+        path = table[key]
+        # "embedded" and hub names are no paths: what looks like one is anchored, and what exists there
+        named = table is values.get("model") and not path.startswith((".", "~")) and path.count("/") <= 1
+        if not named or (path != "embedded" and (path.count("/") != 1 or (folder / path).exists())):
+            table[key] = str(folder / Path(path).expanduser())
 
-    def anchor(table: Any, key: str) -> None:
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = str(folder / Path(table[key]).expanduser())
 
-    data = values.get("data", {})
-    sources = data.get("sources", []) if isinstance(data, dict) else []
-    for source in sources if isinstance(sources, list) else []:
-        anchor(source, "path")
-    anchor(data, "cache")
-    anchor(values.get("run"), "output")
-    model = values.get("model")
-    # "embedded" and hub names are no paths: what looks like one is anchored, what exists there too
-    if isinstance(model, dict) and isinstance(model.get("path"), str):
-        path = model["path"]
-        if path != "embedded" and (path.startswith((".", "~")) or path.count("/") != 1 or (folder / path).exists()):
-            anchor(model, "path")
+def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where a recipe's values hold a path: the tables and keys that are there and hold text."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    places = [(values.get("model"), "path"), (data, "cache"), (values.get("run"), "output")]
+    places += [(source, "path") for source in (sources if isinstance(sources, list) else [])]
+    return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -133,6 +133,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None, message
         load_recipe(path)
 
 
+def test_without_paths_a_recipe_names_no_folder() -> None:
+    recipe = build({"data": {"sources": [{"path": "/home/me/photos"}], "cache": "/c/d"}, "run": {"output": "/o/run"}})
+    text = recipe.to_toml(paths=False)
+    assert "/" not in text
+    assert 'path = "photos"' in text and 'output = "run"' in text
+
+
 def test_changed_keys_are_dotted() -> None:
     before = build(SOURCE)
     after: Recipe = build({"data": {"sources": [{"path": "/q"}]}, "run": {"output": "/o"}, "adapter": {"rank": 4}})

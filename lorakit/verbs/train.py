@@ -44,6 +44,7 @@ from lorakit.training.interrupt import watched
 from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import dtype_of, resolve_precision, scaler_of, start
+from lorakit.training.report import write_report
 from lorakit.training.step import Trainee
 
 log = logging.getLogger("lorakit")
@@ -455,6 +456,8 @@ class _Keeper:
                 exported.reader,
                 exported.max_difference,
             )
+            self.file.flush()
+            write_report(self.output, prompts=self.recipe.sample.prompts, recipe=self.recipe.to_toml(paths=False))
         if self.recipe.run.trackers:
             self.accelerator.end_training()
         barrier()

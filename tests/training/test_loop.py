@@ -4,13 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.training.test_step import batch, trainee
 
 from lorakit.core.errors import DivergedError, InterruptedRun
 from lorakit.core.types import LossReport
 from lorakit.data.loader import StepPlan
 from lorakit.training.interrupt import Interrupt
 from lorakit.training.loop import LoopReport, run_loop
+from tests.training.test_step import batch, trainee
 
 
 class Recorder:

@@ -72,6 +72,7 @@ def test_what_a_run_leaves(make_recipe: Make) -> None:
         "adapters",
         "check.json",
         "exit.json",
+        "report.html",
     }
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000003", "step-000006"]
     assert [p.name for p in sorted((run / "adapters").iterdir())] == [
