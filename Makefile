@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c co
 .PHONY: demo test clean
 
 demo: $(VENV)/.installed
+	@test ! -d demo/regularization || rm -rf demo # an earlier demo's own output
 	$(BIN)/lorakit demo --out demo
 
 test: $(VENV)/.installed-test
