@@ -1,0 +1,45 @@
+"""Pictures at fixed seeds: each its own, none dependent on its neighbours."""
+
+import numpy as np
+from PIL import Image
+
+from lorakit.families import sd
+from lorakit.sampling.pictures import Request, SampleSettings, draw, grid, requests
+
+
+def test_a_picture_does_not_depend_on_its_neighbours() -> None:
+    pipeline = sd.tiny().stock_pipeline()
+    wanted = [Request("a", 1, width=32, height=32), Request("b", 2, width=40, height=24)]
+    both = draw(pipeline, wanted, steps=2, guidance=3.0)
+    alone = draw(pipeline, wanted[1:], steps=2, guidance=3.0)
+    assert both[1].size == (40, 24)
+    assert np.array_equal(np.asarray(both[1]), np.asarray(alone[0]))
+
+
+def test_seed_prompt_and_negative_prompt_matter() -> None:
+    pipeline = sd.tiny().stock_pipeline()
+
+    def pixels(request: Request) -> bytes:
+        return draw(pipeline, [request], steps=2, guidance=3.0)[0].tobytes()
+
+    plain = pixels(Request("a", 1))
+    assert pixels(Request("a", 1)) == plain
+    others = [Request("b", 1), Request("a", 2), Request("a", 1, negative_prompt="c")]
+    assert all(pixels(other) != plain for other in others)
+
+
+def test_each_prompt_takes_the_next_seed() -> None:
+    made = requests(SampleSettings(prompts=["a", "b"], seed=5, negative_prompt="n", width=64, height=32))
+    assert made == [Request("a", 5, "n", 64, 32), Request("b", 6, "n", 64, 32)]
+
+
+def test_a_grid_holds_every_picture() -> None:
+    tiles = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    sheet = grid(tiles, columns=2, scale=2, gap=1)
+    assert sheet.size == (19, 19)
+    assert [sheet.getpixel(xy) for xy in ((1, 1), (10, 1), (1, 10), (10, 10))] == [
+        (255, 0, 0),
+        (0, 128, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
