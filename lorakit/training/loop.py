@@ -89,7 +89,10 @@ def run_loop(
         plan = next(plans)
         factor = lr_factor(step - 1)
         report = run_step(trainee, plan.batches, count=len(plan.keys), lr_factor=factor, votes=interrupt.votes())
-        skipped = skipped + 1 if report.skipped else 0
+        if not report.skipped:
+            skipped = 0
+        elif not report.overflow:
+            skipped += 1
         loss = loss if report.skipped else report.loss
         hooks.metrics(
             {

@@ -41,11 +41,15 @@ class Trainee:
 @dataclass(frozen=True)
 class StepReport:
     """`loss` of the global batch, `grad_norm` before clipping, whether the update was `skipped`, and what the ranks'
-    `votes` add up to."""
+    `votes` add up to.
+
+    A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
+    """
 
     loss: float
     grad_norm: float
     skipped: bool
+    overflow: bool
     votes: tuple[float, ...]
 
 
@@ -120,9 +124,11 @@ def run_step(
             trainee.scaler.step(trainee.optimizer)
         else:
             trainee.optimizer.step()
+    overflow = False
     if trainee.scaler:
+        overflow = not finite and trainee.scaler.get_scale() > 1
         trainee.scaler.update()
-    return StepReport(loss.item(), norm.item(), skipped=not finite, votes=tuple(ballot.tolist()))
+    return StepReport(loss.item(), norm.item(), skipped=not finite, overflow=overflow, votes=tuple(ballot.tolist()))
 
 
 def learning_rates(trainee: Trainee, lr_factor: float) -> dict[str, float]:

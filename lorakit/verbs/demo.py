@@ -86,7 +86,7 @@ def demo(out: Path) -> DemoReport:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {printable(out)} is in use: name a new folder, or remove it.")
     make_folder(out)
-    prompts = json.loads((embedded("mascot") / "prompts.json").read_text())
+    prompts = read_prompts()
     judge = load_judge()
     base = families.load("sd", "embedded").stock_pipeline()
     _draw_regularization(base, prompts["regularization"], out / "regularization")
@@ -124,6 +124,12 @@ def demo(out: Path) -> DemoReport:
     if report.problems():
         raise NotLearned("The demo did not learn what it should:\n" + "\n".join(report.problems()))
     return report
+
+
+def read_prompts() -> dict[str, Any]:
+    """What is drawn: "subject" and "old" prompts with what they ask for, and the captions of "regularization"."""
+    prompts: dict[str, Any] = json.loads((embedded("mascot") / "prompts.json").read_text())
+    return prompts
 
 
 def _as_json(report: DemoReport, out: Path) -> dict[str, Any]:

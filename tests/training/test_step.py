@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_a_non_finite_loss_leaves_weights_and_moments_alone(value: float) -> Non
     report = run_step(t, [batch([0])], count=1, lr_factor=1.0)
     assert report.skipped
     assert torch.equal(weights(t), before)
+
+
+def test_an_overflow_lowers_the_loss_scale_and_is_told_from_a_broken_step() -> None:
+    def broken(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.zeros(1)
+        return LossReport(predict(batch.latents, t, text={}).flatten(1).sum(1) * float("inf"), t)
+
+    scaled = replace(trainee(broken), scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    before = weights(scaled)
+    reports = [run_step(scaled, [batch([0])], count=1, lr_factor=1.0) for _ in range(3)]
+    assert [r.overflow for r in reports] == [True, True, False]
+    assert all(r.skipped for r in reports)
+    assert torch.equal(weights(scaled), before)
+
+
+def test_a_loss_scale_does_not_change_the_update() -> None:
+    plain, scaled = trainee(max_grad_norm=0.5), trainee(max_grad_norm=0.5)
+    scaled = replace(scaled, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    reports = [run_step(t, [batch([0, 1])], count=2, lr_factor=1.0) for t in (plain, scaled)]
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-12)
+    torch.testing.assert_close(weights(plain), weights(scaled), rtol=1e-12, atol=0)
 
 
 def test_the_learning_rate_is_the_full_one_times_the_factor() -> None:
