@@ -17,14 +17,14 @@ from lorakit.core.files import printable
 from lorakit.core.settings import Settings, did_you_mean, validate
 from lorakit.data.dataset import DataSettings
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.families import FAMILIES
+from lorakit.families import DEFAULT, FAMILIES
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.sampling.pictures import SampleSettings
 from lorakit.training.loop import RunSettings
 
 # section: (registry, key that chooses, kind where it is not given)
 CHOSEN = {
-    "model": (FAMILIES, "family", "sd"),
+    "model": (FAMILIES, "family", DEFAULT),
     "adapter": (ADAPTERS, "kind", "lora"),
     "objective": (OBJECTIVES, "kind", "denoising"),
     "optimizer": (OPTIMIZERS, "kind", "adamw"),

@@ -59,5 +59,4 @@ def load_base(path: str, family: str | None) -> "Family":
     """The model at `path`, of the default family where none is named."""
     from lorakit import families
 
-    values = {"path": path} if family is None else {"path": path, "family": family}
-    return families.load_settings(families.validate_settings(values))
+    return families.load(family or families.DEFAULT, path)

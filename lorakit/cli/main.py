@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     logger = logging.getLogger("lorakit")
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+    logger.handlers = [logging.StreamHandler()]  # anew: it keeps the stderr that it finds
     try:
         args.run(args)
     except LorakitError as error:

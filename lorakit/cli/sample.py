@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's own size)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale of classifier-free guidance (default 5)")
-    parser.add_argument("--family", default="sd", help="the base's model family (default sd)")
+    parser.add_argument("--family", help="the base's model family")
     parser.add_argument("--assume-alpha", type=float, help="alpha of adapter files that hold none")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
 
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.steps < 1:
         raise InputError("--steps must be at least 1.")
     from lorakit.cli.merge import weighted
+    from lorakit.families import DEFAULT
     from lorakit.sampling.pictures import Request
     from lorakit.verbs.sample import sample
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         steps=args.steps,
         guidance=args.guidance,
-        family=args.family,
+        family=args.family or DEFAULT,
         assume_alpha=args.assume_alpha,
     )
     for file in files:

@@ -107,13 +107,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file of `tensors` (moved to the CPU, made contiguous, written in sorted order)."""
-    from safetensors.torch import save_file
+    """A safetensors file of `tensors` (moved to the CPU, made contiguous), the same bytes for the same content."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors_bytes(ready, metadata or {}))
 
-    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    with written_aside(path) as aside:
-        save_file(ready, str(aside), metadata=dict(metadata) if metadata else None)
-        aside.chmod(0o644)
+
+def safetensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with the metadata in sorted order.
+
+    The library writes metadata in the order of a hash map that is seeded anew in each process: two equal files would
+    differ in their bytes.
+    """
+    header, data = split_safetensors(tensors)
+    entries = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def split_safetensors(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Header, without metadata, and data of a safetensors file of `tensors` in sorted order."""
+    from safetensors.torch import save
+
+    whole = save({name: tensors[name] for name in sorted(tensors)})
+    length = int.from_bytes(whole[:8], "little")
+    return json.loads(whole[8 : 8 + length]), whole[8 + length :]
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,6 @@ Which keys they hold is a dialect's affair (dialects/); whether another program 
 
 import contextlib
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,15 @@ from torch import Tensor
 
 from lorakit.adapters import AdapterState
 from lorakit.core.errors import InputError
-from lorakit.core.files import folder_aside, printable, sha256_file, storage_errors, write_bytes
+from lorakit.core.files import (
+    folder_aside,
+    printable,
+    safetensors_bytes,
+    sha256_file,
+    split_safetensors,
+    storage_errors,
+    write_bytes,
+)
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.metadata import adapter_metadata
 from lorakit.families.protocol import Family
@@ -99,30 +106,9 @@ def _write_folder(path: Path, tensors: Mapping[str, Tensor], entries: Mapping[st
             (aside / component / WEIGHTS).write_bytes(safetensors_bytes(own, common))
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with the metadata in sorted order.
-
-    The library writes metadata in the order of a hash map that is seeded anew in each process: two equal files would
-    differ in their bytes.
-    """
-    header, data = _split(tensors)
-    entries = {"__metadata__": dict(sorted(metadata.items())), **header}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, object], bytes]:
-    from safetensors.torch import save
-
-    whole = save({name: tensors[name] for name in sorted(tensors)})
-    length = int.from_bytes(whole[:8], "little")
-    return json.loads(whole[8 : 8 + length]), whole[8 + length :]
-
-
 def data_hash(tensors: Mapping[str, Tensor]) -> str:
     """sha256 of a file's bytes after its header, kohya's `sshs_model_hash`: the same whatever the metadata says."""
-    return hashlib.sha256(_split(tensors)[1]).hexdigest()
+    return hashlib.sha256(split_safetensors(tensors)[1]).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit import families
 from lorakit.adapters import AdapterState, load_adapter_state
 from lorakit.adapters.state import FIRST, SECOND, adaptable_layers
 from lorakit.core.errors import InputError, VerificationError
@@ -36,7 +37,7 @@ class MergeReport:
 
 
 def merge_adapter(
-    base: Family,
+    base: Family | str,
     adapters: Sequence[tuple[Path | str, float]],
     *,
     out: Path | str,
@@ -45,9 +46,9 @@ def merge_adapter(
 ) -> MergeReport:
     """Saves `base` with each adapter, times its weight, folded in, as a diffusers folder at `out`.
 
-    Everything is computed in fp32; `dtype` is what is saved, by default each component's own. Raises InputError for an
-    adapter that does not fit and an `out` that exists, VerificationError (nothing is left) where the saved pipeline
-    predicts otherwise than base and adapters do.
+    `base` is a family, or the path of one of the default family. Everything is computed in fp32; `dtype` is what is
+    saved, by default each component's own. Raises InputError for an adapter that does not fit and an `out` that exists,
+    VerificationError (nothing is left) where the saved pipeline predicts otherwise than base and adapters do.
     """
     out = Path(out)
     if out.exists():
@@ -55,6 +56,8 @@ def merge_adapter(
     if not adapters:
         raise InputError("merge needs an adapter at least.")
     quiet_libraries()
+    if isinstance(base, str):
+        base = families.load(families.DEFAULT, base)
     states = [(read_adapter(path, family=base, assume_alpha=assume_alpha), float(weight)) for path, weight in adapters]
     calls = record_calls(base)
     with torch.random.fork_rng(devices=[]):

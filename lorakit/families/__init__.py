@@ -10,6 +10,7 @@ from lorakit.core.registry import Registry
 from lorakit.core.settings import Settings, validate
 from lorakit.families.protocol import Description, Family
 
+DEFAULT = "sd"  # where none is named; the embedded base is of it too
 FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders"}))
 
 
@@ -36,5 +37,5 @@ def describe(name: str, path: str, **settings: Any) -> Description:
 
 def validate_settings(values: dict[str, Any], *, where: str = "model") -> Settings:
     """The settings class of `values["family"]`, checked."""
-    name = values.get("family", "sd")
+    name = values.get("family", DEFAULT)
     return validate(FAMILIES.module(name, where=f"{where}.family").Settings, values, where=where, name=f"family {name}")

@@ -59,14 +59,20 @@ def restore_optimizer(
 
 
 def save(
-    folder: Path, step: int, *, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    *,
+    adapter: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `folder/step-…`; it appears complete or, with StorageError, not at all."""
+    """Writes `folder/step-…`, `metadata` into its adapter; it appears complete or, with StorageError, not at all."""
     path = folder / name_of(step)
     if path.exists():  # an older attempt at the same step, cut off by a resume from before it
         shutil.rmtree(path)
     with folder_aside(path) as aside:
-        write_tensors(aside / FILES[0], adapter)
+        write_tensors(aside / FILES[0], adapter, metadata)
         write_tensors(aside / FILES[1], optimizer)
         write_json(aside / FILES[2], state)
         manifest = {

@@ -1,21 +1,22 @@
-"""Starting under Accelerate: processes, device, mixed precision, trackers.
+"""Starting under Accelerate: processes, device, mixed precision, trackers, the progress bar.
 
-What Accelerate is not used for, and why: gradients are summed by our own `core.processes.sum_tensors` (exact, and the
-same for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpickle).
+What Accelerate is not used for, and why: gradients are summed by our own `core.processes.sum_tensors` (the same bits
+for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpickle).
 """
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
 
 from lorakit.core.errors import InputError
+from lorakit.core.processes import rank
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str) -> tuple[Precision, str]:
@@ -23,7 +24,7 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
     if wanted == "fp16" and not torch.cuda.is_available():
         raise InputError('run.precision = "fp16" needs a GPU, and there is none here: use "bf16" or "fp32".')
     if wanted != "auto":
-        return wanted, "as the recipe says"  # type: ignore[return-value]
+        return cast("Precision", wanted), "as the recipe says"
     if not torch.cuda.is_available():
         return "fp32", "there is no GPU"
     if torch.cuda.is_bf16_supported():
@@ -31,31 +32,64 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
     return "fp16", "the GPU does not compute in bf16"
 
 
-def start(precision: Precision, *, trackers: list[str], folder: Path) -> Accelerator:
-    """This process's Accelerator. Raises InputError where the launcher and Accelerate count processes differently."""
-    # one process may train several times, each time in another precision
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=trackers or None,
-        project_dir=str(folder),
-        # an environment variable would override a plain gradient_accumulation_steps=1
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise InputError(
-            f"The launcher started {launched} processes, and Accelerate sees {accelerator.num_processes}: "
-            "on the CPU use `accelerate launch --multi_gpu --num_processes N -m lorakit train RECIPE`."
+class Runtime:
+    """What Accelerate gives a run: a device, autocast, fp16's loss scaler (or None), trackers.
+
+    Raises InputError where the launcher and Accelerate count processes differently.
+    """
+
+    def __init__(self, precision: Precision, *, trackers: list[str], folder: Path) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import GradientAccumulationPlugin
+
+        # one process may train several times, each time in another precision
+        AcceleratorState._reset_state()
+        self._accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
+            mixed_precision={"fp32": "no"}.get(precision, precision),
+            log_with=trackers or None,
+            project_dir=str(folder),
+            # an environment variable would override a plain gradient_accumulation_steps=1
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
-    return accelerator
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self._accelerator.num_processes:
+            raise InputError(
+                f"The launcher started {launched} processes, and Accelerate sees {self._accelerator.num_processes}: "
+                "on the CPU use `accelerate launch --multi_gpu --num_processes N -m lorakit train RECIPE`."
+            )
+        self._tracked = bool(trackers)
+        self.device: torch.device = self._accelerator.device
+        self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return cast("AbstractContextManager[Any]", self._accelerator.autocast())
+
+    def track(self, record: Mapping[str, Any]) -> None:
+        """Hands the numbers of a metrics record to the trackers, which the first call starts."""
+        if not self._tracked:
+            return
+        if not self._accelerator.trackers:
+            self._accelerator.init_trackers("lorakit")
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        self._accelerator.log(numbers, step=record["step"])
+
+    def end(self) -> None:
+        if self._tracked:
+            self._accelerator.end_training()
 
 
-def dtype_of(precision: Precision) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+def bar(*, unit: str, label: str | None = None, initial: int = 0, total: int | None = None) -> Any:
+    """A progress bar, shown by rank 0 alone; one without a total disappears at its end."""
+    from accelerate.utils import tqdm
 
-
-def scaler_of(accelerator: Accelerator) -> Any:
-    """The loss scaler of fp16 training, or None."""
-    return accelerator.scaler
+    return tqdm(
+        desc=label,
+        unit=unit,
+        initial=initial,
+        total=total,
+        leave=total is not None,
+        disable=rank() != 0,
+        dynamic_ncols=True,
+    )

@@ -88,7 +88,7 @@ def demo(out: Path) -> DemoReport:
     make_folder(out)
     prompts = read_prompts()
     judge = load_judge()
-    base = families.load("sd", "embedded").stock_pipeline()
+    base = families.load(families.DEFAULT, "embedded").stock_pipeline()
     _draw_regularization(base, prompts["regularization"], out / "regularization")
     wanted = _requests(prompts["subject"], first_seed=1000), _requests(prompts["old"], first_seed=2000)
     before = [draw(base, part, steps=STEPS, guidance=GUIDANCE) for part in wanted]
@@ -105,7 +105,7 @@ def demo(out: Path) -> DemoReport:
     result = train(recipe)
     cpu = time.process_time() - cpu
 
-    stock = families.load("sd", "embedded").stock_pipeline()
+    stock = families.load(families.DEFAULT, "embedded").stock_pipeline()
     stock.load_lora_weights(result.adapter.parent, weight_name=result.adapter.name)
     after = [draw(stock, part, steps=STEPS, guidance=GUIDANCE) for part in wanted]
 

@@ -20,7 +20,7 @@ def sample(
     out: Path,
     steps: int = 20,
     guidance: float = 5.0,
-    family: str = "sd",
+    family: str = families.DEFAULT,
     assume_alpha: float | None = None,
 ) -> list[Path]:
     """Draws `wanted` from `base` with every adapter at its weight; returns the PNG files, numbered on in folder `out`.

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import tqdm
 from torch import nn
 
 from lorakit import families
-from lorakit.adapters import ADAPTERS, adapter_state, copy_adapter_state, trainable_parameters
-from lorakit.adapters.state import state_from, state_metadata
+from lorakit.adapters import ADAPTERS, copy_adapter_state, trainable_parameters
+from lorakit.adapters.state import state_from
 from lorakit.core.errors import InputError, LorakitError
-from lorakit.core.files import printable, write_json, write_text, written_aside
+from lorakit.core.files import printable, write_json, write_text
 from lorakit.core.processes import barrier, on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.cache import default_folder, fill_latents, fill_text
@@ -30,21 +28,18 @@ from lorakit.data.dataset import Dataset, prepare
 from lorakit.data.loader import Loader
 from lorakit.data.shards import Cache
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.export import export_adapter
-from lorakit.export.files import write_adapter
 from lorakit.families.protocol import Family
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe, apply_override, build, changed_keys
-from lorakit.sampling.pictures import draw, requests
 from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import watched
-from lorakit.training.loop import LoopReport, run_loop
+from lorakit.training.keeper import Keeper
+from lorakit.training.loop import run_loop
 from lorakit.training.metrics import MetricsFile
-from lorakit.training.processes import dtype_of, resolve_precision, scaler_of, start
-from lorakit.training.report import write_report
+from lorakit.training.processes import DTYPES, Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 
 log = logging.getLogger("lorakit")
@@ -117,7 +112,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
     quiet_libraries()
     precision, reason = resolve_precision(recipe.run.precision)
     recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
-    accelerator = start(precision, trackers=list(recipe.run.trackers), folder=output)
+    runtime = Runtime(precision, trackers=list(recipe.run.trackers), folder=output)
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
     found = None
@@ -134,23 +129,34 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         )
     last_step = recipe.run.steps or (recipe.run.epochs or 1) * data.plan.steps_per_epoch
     family = families.load_settings(recipe.model)
-    family.to(accelerator.device, dtype_of(precision))
+    family.to(runtime.device, DTYPES[precision])
     adapted = _adapted(recipe, family)
     _inject(recipe, family, adapted)
     loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
-    trainee = _trainee(recipe, family, adapted, accelerator)
+    trainee = _trainee(recipe, family, adapted, runtime)
     if found:
         copy_adapter_state(adapted, state_from(found.adapter, found.state["adapter"]))
         checkpoint.restore_optimizer(trainee.optimizer, trainee.parameters, found.optimizer)
         if trainee.scaler:
             trainee.scaler.load_state_dict(found.state["scaler"])
     first_step = int(found.state["step"]) if found else 0
-    with (
-        _owned(output, resumed=resumed),
-        watched() as interrupt,
-        contextlib.closing(_bar(first_step, last_step)) as bar,
-    ):
-        keeper = _Keeper(recipe, output, data, trainee, accelerator, bar, first_step)
+    progress_bar = bar(unit="step", initial=first_step, total=last_step)
+    with _owned(output, resumed=resumed), watched() as interrupt, contextlib.closing(progress_bar) as progress:
+        keeper = Keeper(
+            output=output,
+            run=recipe.run,
+            sampling=recipe.sample,
+            recipe=recipe.to_toml(paths=False),
+            facts={
+                "global_batch": _global_batch(recipe),
+                "steps_per_epoch": data.plan.steps_per_epoch,
+                "digest": data.plan.digest(),
+            },
+            trainee=trainee,
+            runtime=runtime,
+            file=_start_files(recipe, output, data, step=first_step) if rank() == 0 else None,
+            bar=progress,
+        )
         report = run_loop(
             trainee,
             loader.steps(first_step, last_step),
@@ -162,7 +168,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             hooks=keeper,
             interrupt=interrupt,
         )
-        adapter = keeper.finish(report)
+        adapter = keeper.finish()
     return RunResult(output, report.step, report.loss, adapter, time.perf_counter() - started)
 
 
@@ -240,8 +246,7 @@ def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adap
     cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
     dtype = recipe.run.precision
     latents = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
-    show = rank() == 0
-    with contextlib.closing(tqdm(desc="caching", unit="item", disable=not show, leave=False)) as bar:
+    with contextlib.closing(bar(unit="item", label="caching")) as progress:
         fill_latents(
             cache,
             data.examples,
@@ -250,7 +255,7 @@ def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adap
             fingerprint=latents,
             rank=rank(),
             world=world(),
-            on_progress=bar.update,
+            on_progress=progress.update,
         )
         text = None
         if not text_encoders_adapted:
@@ -263,7 +268,7 @@ def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adap
                     fingerprint=text,
                     rank=rank(),
                     world=world(),
-                    on_progress=bar.update,
+                    on_progress=progress.update,
                 )
     barrier()
     return Loader(
@@ -295,7 +300,7 @@ def _inject(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) ->
             switch()
 
 
-def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], accelerator: Accelerator) -> Trainee:
+def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], runtime: Runtime) -> Trainee:
     parameters = trainable_parameters(adapted)
     groups: list[dict[str, Any]] = []
     for name in adapted:
@@ -309,15 +314,15 @@ def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], a
         parameters=parameters,
         optimizer=OPTIMIZERS.module(recipe.optimizer.kind).build(recipe.optimizer, groups),
         objective=OBJECTIVES.module(recipe.objective.kind).build(recipe.objective, family.process),
-        device=accelerator.device,
-        autocast=accelerator.autocast,
-        scaler=scaler_of(accelerator),
+        device=runtime.device,
+        autocast=runtime.autocast,
+        scaler=runtime.scaler,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.run.seed,
     )
 
 
-# -- what a run leaves --------------------------------------------------------------------------------------------
+# -- the run's folder --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -344,124 +349,8 @@ def _owned(output: Path, *, resumed: bool) -> Iterator[None]:
             folder.release(code=code, reason=reason)
 
 
-def _bar(first_step: int, last_step: int) -> Any:
-    return tqdm(initial=first_step, total=last_step, unit="step", disable=rank() != 0, dynamic_ncols=True)
-
-
-class _Keeper:
-    """What the loop calls between steps. Rank 0 writes; the others wait where they must."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        output: Path,
-        data: Dataset,
-        trainee: Trainee,
-        accelerator: Accelerator,
-        bar: Any,
-        first_step: int,
-    ) -> None:
-        self.recipe, self.output, self.data = recipe, output, data
-        self.trainee, self.accelerator, self.bar = trainee, accelerator, bar
-        if rank() == 0:
-            write_text(output / "recipe.toml", recipe.to_toml())
-            write_json(output / "check.json", data.report.to_json())
-            self.file = MetricsFile(output / "metrics.jsonl", step=first_step)
-        if recipe.run.trackers:
-            accelerator.init_trackers(output.name)
-
-    def metrics(self, record: dict[str, Any]) -> None:
-        if rank() != 0:
-            return
-        self.file.write(record)
-        self.bar.update()
-        if record["loss"] is not None:
-            self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-        if self.recipe.run.trackers:
-            numbers = {k: v for k, v in record.items() if isinstance(v, float)}
-            self.accelerator.log(numbers, step=record["step"])
-
-    def save(self, step: int) -> None:
-        if rank() == 0:
-            self.file.flush()
-            state = adapter_state(self.trainee.adapted)
-            checkpoint.save(
-                self.output / "checkpoints",
-                step,
-                adapter=state.tensors,
-                optimizer=checkpoint.optimizer_tensors(self.trainee.optimizer, self.trainee.parameters),
-                state={
-                    "step": step,
-                    "global_batch": _global_batch(self.recipe),
-                    "processes": world(),
-                    "batch_size": self.recipe.run.batch_size,
-                    "accumulate": self.recipe.run.accumulate,
-                    "threads": torch.get_num_threads(),
-                    "steps_per_epoch": self.data.plan.steps_per_epoch,
-                    "digest": self.data.plan.digest(),
-                    "adapter": state_metadata(state),
-                    "scaler": self.trainee.scaler.state_dict() if self.trainee.scaler else None,
-                },
-            )
-            write_adapter(
-                state,
-                self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
-                format=self._format(),
-                family=self.trainee.family,
-                dtype=dtype_of(self.recipe.run.save_dtype),
-            )
-            checkpoint.prune(self.output / "checkpoints", keep=self.recipe.run.keep_last)
-        barrier()
-
-    def sample(self, step: int) -> None:
-        settings = self.recipe.sample
-        if rank() == 0 and settings.prompts:
-            try:
-                self._draw(step)
-            except Exception as error:  # a picture that cannot be drawn must not end a run
-                log.warning("sample pictures of step %d failed: %s: %s", step, type(error).__name__, error)
-        barrier()
-
-    def _draw(self, step: int) -> None:
-        settings, adapted = self.recipe.sample, self.trainee.adapted
-        for module in adapted.values():
-            module.eval()
-        try:
-            pipeline = self.trainee.family.live_pipeline()
-            pictures = draw(pipeline, requests(settings), steps=settings.steps, guidance=settings.guidance)
-        finally:
-            for module in adapted.values():
-                module.train()
-        for i, picture in enumerate(pictures):
-            with written_aside(self.output / "samples" / checkpoint.name_of(step) / f"{i:02d}.png") as aside:
-                picture.save(aside, format="PNG")
-
-    def finish(self, report: LoopReport) -> Path:
-        """The adapter in its dialect, verified against a fresh stock pipeline."""
-        path = self.output / "adapter.safetensors"
-        if rank() == 0:
-            state = adapter_state(self.trainee.adapted)
-            exported = export_adapter(
-                state,
-                format=self._format(),
-                out=path,
-                family=self.trainee.family,
-                dtype=dtype_of(self.recipe.run.save_dtype),
-            )
-            log.info(
-                "adapter of %d layers, %s, %s: read back by %s, its predictions differ by at most %.1e",
-                exported.modules,
-                exported.format,
-                exported.dtype,
-                exported.reader,
-                exported.max_difference,
-            )
-            self.file.flush()
-            write_report(self.output, prompts=self.recipe.sample.prompts, recipe=self.recipe.to_toml(paths=False))
-        if self.recipe.run.trackers:
-            self.accelerator.end_training()
-        barrier()
-        return path
-
-    def _format(self) -> str:
-        return self.recipe.run.format or self.trainee.family.default_format
+def _start_files(recipe: Recipe, output: Path, data: Dataset, *, step: int) -> MetricsFile:
+    """Writes what is known at the start, and opens the metrics after `step`."""
+    write_text(output / "recipe.toml", recipe.to_toml())
+    write_json(output / "check.json", data.report.to_json())
+    return MetricsFile(output / "metrics.jsonl", step=step)
