@@ -406,6 +406,9 @@ def export(out: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, weights: dic
     for config in out.glob("*/config.json"):
         entries = json.loads(config.read_text())
         entries.pop("_name_or_path", None)
+        if "dtype" in entries:
+            # transformers loads in the type named here and diffusers in fp32: a pipeline of two types cannot draw
+            entries["dtype"] = "float32"
         config.write_text(json.dumps(entries, indent=2) + "\n")
     (out / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 

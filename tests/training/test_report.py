@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,5 +37,5 @@ def test_the_running_mean_forgets_what_left_its_window() -> None:
     values = [float(i) for i in range(40)]
     means = running_mean(list(enumerate(values)))
     assert [m for _, m in means] == pytest.approx(
-        [0.0] + [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+        [0.0] + [(a + b) / 2 for a, b in pairwise(values)]
     )
