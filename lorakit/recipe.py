@@ -17,6 +17,7 @@ from lorakit.core.files import printable
 from lorakit.core.settings import Settings, did_you_mean, validate
 from lorakit.data.dataset import DataSettings
 from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export.dialects import DIALECTS
 from lorakit.families import DEFAULT, FAMILIES
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.sampling.pictures import SampleSettings
@@ -107,11 +108,25 @@ def build(values: Mapping[str, Any]) -> Recipe:
         problems.append("run.steps and run.epochs are both given: keep one of them.")
     if "data" in parts and not parts["data"].sources:
         problems.append('data.sources is missing: name a folder of pictures, [[data.sources]] path = "…".')
+    if "run" in parts and parts["run"].format is not None:
+        problems += _format_problems(parts["run"].format)
     if problems:
         raise InputError(problems)
     if parts["run"].steps is None and parts["run"].epochs is None:
         parts["run"] = parts["run"].model_copy(update={"steps": DEFAULT_STEPS})
     return Recipe(**parts)
+
+
+def _format_problems(name: str) -> list[str]:
+    """Why `run.format` cannot be this one."""
+    files = [dialect for dialect in DIALECTS.names() if not DIALECTS.module(dialect).FOLDER]
+    if name in files:
+        return []
+    if name in DIALECTS.names():
+        return [
+            f"run.format = {name!r} is a folder: leave it out, and use lorakit export RUN --format {name} afterwards."
+        ]
+    return [f"run.format = {name!r} is no adapter format.{did_you_mean(name, files)}"]
 
 
 def _section(section: str, given: dict[str, Any]) -> Settings:

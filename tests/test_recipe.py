@@ -57,6 +57,12 @@ def test_unknown_kinds_say_what_there_is() -> None:
     assert "adamw" in problems({**SOURCE, "optimizer": {"kind": "adam"}})[0]
 
 
+def test_the_result_must_be_a_file_of_a_known_format() -> None:
+    assert build({**SOURCE, "run": {"output": "/o", "format": "diffusers"}}).run.format == "diffusers"
+    assert "Did you mean kohya?" in problems({**SOURCE, "run": {"output": "/o", "format": "koyha"}})[0]
+    assert "lorakit export RUN --format peft" in problems({**SOURCE, "run": {"output": "/o", "format": "peft"}})[0]
+
+
 def test_no_sources_is_an_error() -> None:
     assert "data.sources is missing" in problems({"run": {"output": "/o"}})[0]
 

@@ -28,6 +28,8 @@ class _Part(core_settings.Settings):
     """The adapter's effect is scaled by alpha / rank. Left out: equal to rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability with which an input of the adapter is zeroed during training."""
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Learning rate of this adapter. Left out: the optimizer's."""
     targets: list[str] | None = Field(None, min_length=1)
     """Endings of the names of the layers that are adapted. Left out: the family's own."""
 
@@ -44,8 +46,6 @@ class _Part(core_settings.Settings):
 
 
 class PartSettings(_Part):
-    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Learning rate of the text encoder's adapter. Left out: the optimizer's."""
     rslora: bool | None = None
     """Scale by alpha / sqrt(rank) instead of alpha / rank. Left out: as the rest of the adapter."""
 

@@ -4,6 +4,7 @@ What Accelerate is not used for, and why: gradients are summed by our own `core.
 for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpickle).
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -43,6 +44,14 @@ class Runtime:
         from accelerate.state import AcceleratorState
         from accelerate.utils import GradientAccumulationPlugin
 
+        missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+        if missing:  # Accelerate would go on without them
+            raise InputError(
+                [
+                    f'run.trackers: {name} is not installed: pip install "lorakit[{name}]", or leave it out.'
+                    for name in missing
+                ]
+            )
         # one process may train several times, each time in another precision
         AcceleratorState._reset_state()
         self._accelerator = Accelerator(

@@ -287,10 +287,15 @@ def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adap
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
+def _part(recipe: Recipe, family: Family, component: str) -> Any:
+    """The adapter settings of a component."""
+    return recipe.adapter if component == family.backbone else recipe.adapter.text_encoder
+
+
 def _inject(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) -> None:
     inject = ADAPTERS.module(recipe.adapter.kind).inject
     for name, module in adapted.items():
-        part = recipe.adapter if name == family.backbone else recipe.adapter.text_encoder
+        part = _part(recipe, family, name)
         inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
@@ -304,8 +309,7 @@ def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], r
     parameters = trainable_parameters(adapted)
     groups: list[dict[str, Any]] = []
     for name in adapted:
-        part = recipe.adapter.text_encoder if name != family.backbone else None
-        lr = recipe.optimizer.lr if part is None or part.lr is None else part.lr
+        lr = _part(recipe, family, name).lr or recipe.optimizer.lr
         own = [p for key, p in parameters.items() if key.startswith(f"{name}.")]
         groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
     return Trainee(

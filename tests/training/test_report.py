@@ -36,6 +36,4 @@ def test_a_curve_spans_its_frame() -> None:
 def test_the_running_mean_forgets_what_left_its_window() -> None:
     values = [float(i) for i in range(40)]
     means = running_mean(list(enumerate(values)))
-    assert [m for _, m in means] == pytest.approx(
-        [0.0] + [(a + b) / 2 for a, b in pairwise(values)]
-    )
+    assert [m for _, m in means] == pytest.approx([0.0] + [(a + b) / 2 for a, b in pairwise(values)])

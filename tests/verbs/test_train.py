@@ -213,6 +213,19 @@ def test_fp16_without_a_gpu_is_refused(make_recipe: Make) -> None:
         train(make_recipe("run", "run.precision=fp16"))
 
 
+def test_each_part_has_its_own_learning_rate(make_recipe: Make) -> None:
+    schedule = "optimizer.schedule.kind=constant"
+    recipe = make_recipe("run", schedule, "run.steps=1", "adapter.lr=0.5", "adapter.text_encoder={rank=2, lr=0.25}")
+    record = records(train(recipe).output)[0]
+    assert record["lr"] == 0.5 and record["lr_text_encoder"] == 0.25
+
+
+def test_a_tracker_that_is_not_installed_is_refused(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"lorakit\[wandb\]"):
+        train(make_recipe("run", 'run.trackers=["wandb"]'))
+
+
 def test_tensorboard_gets_the_numbers(make_recipe: Make) -> None:
     pytest.importorskip("tensorboard")
     run = train(make_recipe("run", 'run.trackers=["tensorboard"]', "run.steps=2")).output
