@@ -1,7 +1,7 @@
 """Draws the demo's subject and writes it to data/mascot: captioned pictures, and the prompts that the demo asks for.
 
 The pictures are three and four times larger than what is trained on, as photographs are, and of several aspect ratios.
-The prompts are for lorakit/demo.py, which cannot import from scripts/.
+The prompts are for lorakit/verbs/demo.py, which cannot import from scripts/.
 
     python scripts/make_mascot.py
 """
@@ -17,7 +17,7 @@ from lorakit.core.files import make_folder, write_json, write_text, written_asid
 FRAMES = [(64, 64)] * 8 + [(80, 52)] * 2 + [(52, 80)] * 2 + [(72, 56)] * 2 + [(56, 72)] * 2
 # shown in none of the pictures, so that the prompts ask for what was not learned with the subject
 UNSEEN_BACKGROUND = "purple"
-NEW_PROMPTS, OLD_PROMPTS, REGULARIZATION = 24, 50, 48
+NEW_PROMPTS, OLD_PROMPTS, REGULARIZATION = 24, 50, 192
 
 README = """# The {name}
 

@@ -1,6 +1,6 @@
 """A small network that says what is in a picture of the embedded base's world, and whether the mascot is.
 
-It scores the base (scripts/score_base.py) and the demo (lorakit/demo.py). It knows drawn scenes and nothing else: not a
+It scores the base (scripts/score_base.py) and the demo (lorakit/verbs/demo.py). It knows drawn scenes and nothing else: not a
 measure for photographs. Its weights lie in data/judge, made by scripts/make_judge.py.
 """
 

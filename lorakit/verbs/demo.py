@@ -4,6 +4,7 @@ Everything that it shows is measured on pictures of a stock diffusers pipeline, 
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,10 @@ from lorakit.recipe import load_recipe
 from lorakit.sampling.pictures import Request, draw
 from lorakit.verbs.train import train
 
-STEPS, GUIDANCE = 20, 5.0
+log = logging.getLogger("lorakit")
+
+STEPS, GUIDANCE = 20, 4.0
+KEPT_GUIDANCE = 3.0  # of the pictures of old things: true shapes, colours not driven to extremes
 FRAMES = ((64, 64), (64, 64), (72, 56), (56, 72))  # of the pictures of old things; stock pipelines want multiples of 8
 # what must hold for the demo to count as learned
 SUBJECT, BACKGROUNDS, OLD_LOSS, TRACES = 0.75, 0.85, 0.10, 0.10
@@ -87,10 +91,12 @@ def demo(out: Path) -> DemoReport:
         raise InputError(f"--out {printable(out)} is in use: name a new folder, or remove it.")
     make_folder(out)
     prompts = read_prompts()
+    wanted = _requests(prompts["subject"], first_seed=1000), _requests(prompts["old"], first_seed=2000)
     judge = load_judge()
     base = families.load(families.DEFAULT, "embedded").stock_pipeline()
+    log.info("the base draws %d pictures of what it shall keep", len(prompts["regularization"]))
     _draw_regularization(base, prompts["regularization"], out / "regularization")
-    wanted = _requests(prompts["subject"], first_seed=1000), _requests(prompts["old"], first_seed=2000)
+    log.info("and %d to compare with, before it has learned anything", sum(map(len, wanted)))
     before = [draw(base, part, steps=STEPS, guidance=GUIDANCE) for part in wanted]
 
     recipe = load_recipe(
@@ -105,6 +111,7 @@ def demo(out: Path) -> DemoReport:
     result = train(recipe)
     cpu = time.process_time() - cpu
 
+    log.info("a stock pipeline loads the adapter and draws the same again")
     stock = families.load(families.DEFAULT, "embedded").stock_pipeline()
     stock.load_lora_weights(result.adapter.parent, weight_name=result.adapter.name)
     after = [draw(stock, part, steps=STEPS, guidance=GUIDANCE) for part in wanted]
@@ -150,7 +157,7 @@ def _draw_regularization(pipeline: Any, captions: Sequence[str], folder: Path) -
         Request(caption, 3000 + i, width=FRAMES[i % len(FRAMES)][0], height=FRAMES[i % len(FRAMES)][1])
         for i, caption in enumerate(captions)
     ]
-    for i, picture in enumerate(draw(pipeline, wanted, steps=STEPS, guidance=GUIDANCE)):
+    for i, picture in enumerate(draw(pipeline, wanted, steps=STEPS, guidance=KEPT_GUIDANCE)):
         with written_aside(folder / f"{i:03d}.png") as aside:
             picture.save(aside, format="PNG")
         write_text(folder / f"{i:03d}.txt", captions[i] + "\n")

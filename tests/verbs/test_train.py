@@ -230,3 +230,13 @@ def test_tensorboard_gets_the_numbers(make_recipe: Make) -> None:
     pytest.importorskip("tensorboard")
     run = train(make_recipe("run", 'run.trackers=["tensorboard"]', "run.steps=2")).output
     assert list(run.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_in_every_precision(make_recipe: Make, precision: str) -> None:
+    recipe = make_recipe("run", f"run.precision={precision}", "adapter.text_encoder.rank=2", "run.sample_every=6")
+    run = train(recipe).output
+    assert sum(record["loss"] is not None for record in records(run)) >= 3
+    tensors = load_file(run / "checkpoints" / "step-000006" / "adapter.safetensors")
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values())
