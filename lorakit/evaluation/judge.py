@@ -1,7 +1,7 @@
 """A small network that says what is in a picture of the embedded base's world, and whether the mascot is.
 
-It scores the base (scripts/score_base.py) and the demo (lorakit/verbs/demo.py). It knows drawn scenes and nothing else: not a
-measure for photographs. Its weights lie in data/judge, made by scripts/make_judge.py.
+It scores the base (scripts/score_base.py) and the demo (lorakit/verbs/demo.py). It knows drawn scenes and nothing else:
+not a measure for photographs. Its weights lie in data/judge, made by scripts/make_judge.py.
 """
 
 import json
