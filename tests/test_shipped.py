@@ -1,4 +1,4 @@
-"""What ships in data/: a stock pipeline draws with the base, the judge agrees, and the card's figures are over the gate."""
+"""What ships: a stock pipeline draws with the base, the judge agrees, and the figures are over the gate."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""All stages of making the base, in miniature: the stock pipeline draws with the result, and an interruption is no loss."""
+"""Making the base in miniature: a stock pipeline draws with the result, and an interruption is no loss."""
 
 import sys
 from pathlib import Path
