@@ -416,7 +416,7 @@ def export(out: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, weights: dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/base"))
-    parser.add_argument("--work", type=Path, default=Path("work/base"), help="intermediate results, to go on from")
+    parser.add_argument("--work", type=Path, default=Path("runs/base"), help="intermediate results, to go on from")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8000)

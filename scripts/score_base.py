@@ -6,7 +6,7 @@ drawings sent through the VAE. Into the base's folder go score.json, card-grid.p
 
     python scripts/score_base.py                                       about 2 minutes on one core
     python scripts/score_base.py --sweep --prompts 40                  prints scores at several guidance scales
-    python scripts/score_base.py --from-work work/base --prompts 40    prints how far a training has come
+    python scripts/score_base.py --from-work runs/base --prompts 40    prints how far a training has come
 """
 
 import argparse
