@@ -54,14 +54,17 @@ class Runtime:
             )
         # one process may train several times, each time in another precision
         AcceleratorState._reset_state()
-        self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
-            mixed_precision={"fp32": "no"}.get(precision, precision),
-            log_with=trackers or None,
-            project_dir=str(folder),
-            # an environment variable would override a plain gradient_accumulation_steps=1
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
+        try:
+            self._accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
+                mixed_precision={"fp32": "no"}.get(precision, precision),
+                log_with=trackers or None,
+                project_dir=str(folder),
+                # an environment variable would override a plain gradient_accumulation_steps=1
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            )
+        except ValueError as error:  # its word for what the environment lacks
+            raise InputError(f"Accelerate could not start: {error}. Start with `accelerate launch`.") from None
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self._accelerator.num_processes:
             raise InputError(
