@@ -143,7 +143,7 @@ def _as_json(report: DemoReport, out: Path) -> dict[str, Any]:
     """The report for machines, with paths relative to the demo's folder."""
     values = asdict(report)
     for name in ("adapter", "picture"):
-        values[name] = str(getattr(report, name).relative_to(out))
+        values[name] = getattr(report, name).resolve().relative_to(out.resolve()).as_posix()
     return {**values, "learned": not report.problems(), "problems": report.problems()}
 
 

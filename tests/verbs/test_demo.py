@@ -56,7 +56,8 @@ def test_the_road_in_a_few_steps_says_that_nothing_was_learned(tmp_path: Path, m
         "load_recipe",
         lambda path, *, overrides: load_recipe(path, overrides=[*overrides, "run.steps=2", "run.batch_size=4"]),
     )
-    out = tmp_path / "demo"
+    monkeypatch.chdir(tmp_path)
+    out = Path("demo")
     with pytest.raises(NotLearned, match="the subject is in"):
         demo(out)
     found = json.loads((out / "demo.json").read_text())
