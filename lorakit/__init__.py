@@ -34,6 +34,10 @@ __all__ = [*_HOMES, *_PACKAGES]  # pyright: ignore
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

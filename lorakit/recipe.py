@@ -76,7 +76,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except FileNotFoundError:
         raise InputError(f"{shown} does not exist: give the path of a recipe (TOML).") from None
     except OSError as error:
-        raise InputError(f"{shown} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{shown} cannot be read ({error.strerror}): give the path of a recipe (TOML).") from None
     except UnicodeDecodeError:
         raise InputError(f"{shown} is not UTF-8 text: a recipe is a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
@@ -195,17 +195,24 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 
 
+def _flat(value: Any, key: str) -> dict[str, str]:
+    """Every setting below `value` as JSON by its dotted key."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        items = enumerate(value)
+    else:
+        return {key: json.dumps(value)}
+    return {k: v for name, inner in items for k, v in _flat(inner, f"{key}.{name}" if key else str(name)).items()}
+
+
+def known_keys(values: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of all settings in a recipe's dictionary, and of the tables that they stand in."""
+    keys = [key.split(".") for key in _flat(values, "")]
+    return sorted({".".join(parts[: i + 1]) for parts in keys for i in range(len(parts))})
+
+
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two recipes' dictionaries."""
-
-    def flat(value: Any, key: str) -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            items: Any = value.items()
-        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            items = enumerate(value)
-        else:
-            return {key: json.dumps(value)}
-        return {k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}" if key else str(name)).items()}
-
-    old, new = flat(before, ""), flat(after, "")
+    old, new = _flat(before, ""), _flat(after, "")
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -7,7 +7,7 @@ switching off) is in state.py, its files are in lorakit/export/.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -77,6 +77,11 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
     where = "adapter.text_encoder.targets" if isinstance(settings, PartSettings) else "adapter.targets"
     layers = adaptable_layers(module)
     names = _matching(layers, targets, where=where)
+    shapes = [tuple(cast("Tensor", layers[name].weight).shape) for name in names]
+    most = max(min(shape[0], math.prod(shape[1:])) for shape in shapes)
+    if settings.rank > most:
+        key = where.replace("targets", "rank")
+        raise InputError(f"{key} = {settings.rank} is more than any of its layers has (at most {most}): lower it.")
     plan = {name: LayerPlan(rank=settings.rank, alpha=settings.effective_alpha) for name in names}
     adapter = inject_layers(module, plan, dropout=settings.dropout)
     for name, layer in adapter_layers(module):

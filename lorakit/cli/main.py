@@ -35,7 +35,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and ends the process with the exit code of the contract."""
-    args = parser().parse_args(arguments)
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    # argparse takes the words of a list in one place only; overrides may stand between options
+    if rest and hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest):
+        args.overrides += rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(map(printable, rest))}")
     logger = logging.getLogger("lorakit")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler()]  # anew: it keeps the stderr that it finds

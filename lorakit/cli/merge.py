@@ -52,6 +52,8 @@ def weighted(text: str) -> tuple[Path, float]:
         try:
             weight = float(number)
         except ValueError:
+            if Path(path).exists() and not Path(text).exists():
+                raise InputError(f"{printable(text)}: the weight {printable(number)!r} is no number.") from None
             return Path(text), 1.0
         if not math.isfinite(weight):
             raise InputError(f"{printable(text)}: the weight must be a finite number.")

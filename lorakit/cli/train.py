@@ -47,4 +47,5 @@ def run(args: argparse.Namespace) -> None:
 
         result = train(recipe)
     if rank() == 0:
-        print(f"{result.steps} steps in {result.seconds:.0f} s. The adapter: {result.adapter}")
+        done = "nothing was left to do" if result.loss is None else f"{result.seconds:.0f} s"
+        print(f"Step {result.steps} reached, {done}. The adapter: {result.adapter}")

@@ -48,14 +48,14 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit" / "data"
 
 
-def refuse_within(folder: Path, sources: Sequence[Path]) -> None:
-    """Raises InputError if the cache `folder` lies in one of the users' own picture folders."""
+def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:
+    """Raises InputError if `folder`, the setting `key`, lies in one of the users' own picture folders."""
     real = Path(os.path.realpath(folder))
     inside = [i for i, source in enumerate(sources) if real.is_relative_to(os.path.realpath(source))]
     if inside:
         raise InputError(
             [
-                f"data.cache = {printable(folder)} lies within data.sources.{i}.path: choose a folder outside it, "
+                f"{key} = {printable(folder)} lies within data.sources.{i}.path: choose a folder outside it, "
                 "nothing is ever written among your pictures."
                 for i in inside
             ]

@@ -79,7 +79,7 @@ def prepare(
         problems += error.problems
     try:
         folder = Path(settings.cache) if settings.cache else default_folder()
-        refuse_within(folder, [Path(source.path) for source in settings.sources])
+        refuse_within(folder, [Path(source.path) for source in settings.sources], key="data.cache")
     except InputError as error:
         problems += error.problems
     if settings.sources and all(source.role != "train" for source in settings.sources):

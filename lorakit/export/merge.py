@@ -38,7 +38,7 @@ class MergeReport:
 
 def merge_adapter(
     base: Family | str,
-    adapters: Sequence[tuple[Path | str, float]],
+    adapters: Sequence[Path | str | tuple[Path | str, float]],
     *,
     out: Path | str,
     dtype: torch.dtype | None = None,
@@ -46,7 +46,8 @@ def merge_adapter(
 ) -> MergeReport:
     """Saves `base` with each adapter, times its weight, folded in, as a diffusers folder at `out`.
 
-    `base` is a family, or the path of one of the default family. Everything is computed in fp32; `dtype` is what is
+    `base` is a family, or the path of one of the default family; an adapter is a path, or a path and its weight.
+    Everything is computed in fp32; `dtype` is what is
     saved, by default each component's own. Raises InputError for an adapter that does not fit and an `out` that exists,
     VerificationError (nothing is left) where the saved pipeline predicts otherwise than base and adapters do.
     """
@@ -58,7 +59,8 @@ def merge_adapter(
     quiet_libraries()
     if isinstance(base, str):
         base = families.load(families.DEFAULT, base)
-    states = [(read_adapter(path, family=base, assume_alpha=assume_alpha), float(weight)) for path, weight in adapters]
+    weighted = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in adapters]
+    states = [(read_adapter(path, family=base, assume_alpha=assume_alpha), float(weight)) for path, weight in weighted]
     calls = record_calls(base)
     with torch.random.fork_rng(devices=[]):
         components = stock_components(base.stock_pipeline(), base)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -10,6 +11,15 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import make_folder, printable, storage_errors, write_json
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "adapter.safetensors", "lock")
+
+
+def _own(lock: IO[str], path: Path) -> None:
+    """Locks the open file; the system lets go of it when the file is closed or the process dies."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"{printable(path)} is in use by another process: wait for it or stop it.") from None
 
 
 @dataclass
@@ -27,8 +37,12 @@ class RunFolder:
         found = [name for name in SIGNS_OF_A_RUN if (path / name).exists()]
         if found:
             raise InputError(
-                f"run.output = {printable(path)} holds a run already ({', '.join(found)}): "
-                f"choose another folder, or go on with it by `lorakit train --resume {printable(path)}`."
+                f"run.output = {printable(path)} holds a run already ({', '.join(found)}): choose another folder, "
+                + (
+                    f"or go on with it by `lorakit train --resume {printable(path)}`."
+                    if (path / "checkpoints").is_dir()
+                    else "or remove this one: it has no checkpoint yet."
+                )
             )
 
     @classmethod
@@ -36,6 +50,13 @@ class RunFolder:
         """Takes a folder for a new run. Raises InputError where it holds one, StorageError where it refuses."""
         cls.refuse_used(path)
         return cls._take(path)
+
+    @staticmethod
+    def refuse_busy(path: Path) -> None:
+        """Raises InputError where another process runs in `path`."""
+        if (path / "lock").is_file():
+            with open(path / "lock", encoding="utf-8") as lock:
+                _own(lock, path)
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
@@ -49,11 +70,9 @@ class RunFolder:
         make_folder(path)
         with storage_errors(path):
             lock = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        except OSError:
-            lock.close()
-            raise InputError(f"{printable(path)} is in use by another process: wait for it or stop it.") from None
+        _own(lock, path)
+        for litter in path.rglob(".*.tmp"):  # what a killed process was writing
+            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()

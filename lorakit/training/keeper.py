@@ -112,6 +112,7 @@ class Keeper:
     def finish(self) -> Path:
         """The adapter in its dialect, verified against a fresh stock pipeline, and the report."""
         path = self.output / "adapter.safetensors"
+        self.bar.close()
         if self.file is not None:
             self.file.flush()
             exported = export_adapter(

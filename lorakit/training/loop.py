@@ -109,7 +109,8 @@ def run_loop(
         if skipped == MAX_SKIPPED:
             raise DivergedError(
                 f"The loss was not finite for {MAX_SKIPPED} steps in a row, last at step {step} with the examples "
-                f"{', '.join(plan.keys)}: lower optimizer.lr, or look at these pictures. The last checkpoint is good."
+                f"{', '.join(plan.keys)}: lower optimizer.lr, or look at these pictures. "
+                + (f"The checkpoint of step {saved} is good." if saved else "Nothing was saved before.")
             )
         signal_number = decided(report.votes)
         last = step == last_step
@@ -117,7 +118,10 @@ def run_loop(
             hooks.save(step)
             saved = step
         if signal_number and not last:
-            raise InterruptedRun(f"Stopped by a signal; step {saved} is saved.", signal_number=signal_number)
+            raise InterruptedRun(
+                f"Stopped by a signal; step {saved} is saved, and `lorakit train --resume` goes on from there.",
+                signal_number=signal_number,
+            )
         if sample_every and (last or step % sample_every == 0):
             hooks.sample(step)
     return LoopReport(last_step, loss)

@@ -6,6 +6,7 @@ for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpick
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -103,5 +104,6 @@ def bar(*, unit: str, label: str | None = None, initial: int = 0, total: int | N
         total=total,
         leave=total is not None,
         disable=rank() != 0,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file need not see every step
         dynamic_ncols=True,
     )

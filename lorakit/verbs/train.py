@@ -23,7 +23,8 @@ from lorakit.core.errors import InputError, LorakitError
 from lorakit.core.files import printable, write_json, write_text
 from lorakit.core.processes import barrier, on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
-from lorakit.data.cache import default_folder, fill_latents, fill_text
+from lorakit.core.settings import did_you_mean
+from lorakit.data.cache import default_folder, fill_latents, fill_text, refuse_within
 from lorakit.data.dataset import Dataset, prepare
 from lorakit.data.loader import Loader
 from lorakit.data.shards import Cache
@@ -31,7 +32,7 @@ from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.families.protocol import Family
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.schedules import factor
-from lorakit.recipe import Recipe, apply_override, build, changed_keys
+from lorakit.recipe import Recipe, apply_override, build, changed_keys, known_keys
 from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.folder import RunFolder
@@ -75,13 +76,13 @@ def train(recipe: Recipe) -> RunResult:
     return _train(recipe, Path(recipe.run.output), resumed=False)
 
 
-def resume(run: Path, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> RunResult:
+def resume(run: Path | str, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> RunResult:
     """Goes on with the run in folder `run` from its newest whole checkpoint, bit for bit at equal threads and ranks.
 
     Settings changed by `overrides` are refused unless they are harmless or named in `allow`. Raises as `train` does,
     and InputError where no checkpoint verifies, the data have changed, or the global batch cannot be kept.
     """
-    run = run.resolve()
+    run = Path(run).resolve()
     file = run / "recipe.toml"
     if not file.is_file():
         raise InputError(f"{printable(run)} holds no run (no recipe.toml): give the folder that a run wrote.")
@@ -91,6 +92,15 @@ def resume(run: Path, *, overrides: Sequence[str] = (), allow: Sequence[str] = (
         apply_override(values, override)
     values["run"]["output"] = str(run)  # the folder may have been moved
     recipe = build(values)
+    unknown = [key for key in allow if key not in known_keys(recipe.to_dict())]
+    if unknown:
+        raise InputError(
+            [
+                f"--allow-change {printable(key)}: there is no such setting."
+                f"{did_you_mean(key, known_keys(recipe.to_dict()))}"
+                for key in unknown
+            ]
+        )
     refused = [
         key
         for key in changed_keys(before, recipe.to_dict())
@@ -117,17 +127,21 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         log.info("precision %s: %s", precision, reason)
     found = None
     if resumed:
+        on_first_rank(lambda: RunFolder.refuse_busy(output))
         found = _newest_checkpoint(output)
         recipe = _keep_global_batch(recipe, found)
-    else:
-        on_first_rank(lambda: RunFolder.refuse_used(output))
-    data = _data(recipe)
+    data = on_first_rank(lambda: _data(recipe, output, resumed=resumed))
     if found and found.state["digest"] != data.plan.digest():
         raise InputError(
             "The pictures, captions or buckets are not those that this run was started with: "
             "put them back, or start a new run."
         )
+    first_step = int(found.state["step"]) if found else 0
     last_step = recipe.run.steps or (recipe.run.epochs or 1) * data.plan.steps_per_epoch
+    if last_step < first_step:
+        raise InputError(f"The run has done {first_step} steps already, and run.steps asks for {last_step}: give more.")
+    if rank() == 0 and recipe.optimizer.schedule.warmup >= last_step:
+        log.warning("optimizer.schedule.warmup is as long as the run: its learning rate never becomes the full one")
     family = families.load_settings(recipe.model)
     family.to(runtime.device, DTYPES[precision])
     adapted = _adapted(recipe, family)
@@ -139,7 +153,6 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         checkpoint.restore_optimizer(trainee.optimizer, trainee.parameters, found.optimizer)
         if trainee.scaler:
             trainee.scaler.load_state_dict(found.state["scaler"])
-    first_step = int(found.state["step"]) if found else 0
     progress_bar = bar(unit="step", initial=first_step, total=last_step)
     with _owned(output, resumed=resumed), watched() as interrupt, contextlib.closing(progress_bar) as progress:
         keeper = Keeper(
@@ -189,6 +202,8 @@ def _newest_checkpoint(output: Path) -> Checkpoint | None:
         return None
     found = checkpoint.load(path)
     torch.set_num_threads(int(found.state["threads"]))
+    if rank() == 0 and found.state["processes"] != world():
+        log.info("the run had %d processes and has %d now: equal up to rounding", found.state["processes"], world())
     return found
 
 
@@ -209,22 +224,39 @@ def _global_batch(recipe: Recipe) -> int:
     return int(recipe.run.batch_size * recipe.run.accumulate * world())
 
 
-def _data(recipe: Recipe) -> Dataset:
-    """The scanned data with their plan, read by rank 0 and handed to all."""
-    description = families.describe_settings(recipe.model)
-    data = on_first_rank(
-        lambda: prepare(
+def _data(recipe: Recipe, output: Path, *, resumed: bool) -> Dataset:
+    """The scanned data with their plan.
+
+    Raises InputError with all that is wrong with the output folder, the model and the data.
+    """
+    problems: list[str] = []
+    description, data = None, None
+    try:
+        refuse_within(output, [Path(source.path) for source in recipe.data.sources], key="run.output")
+        if not resumed:
+            RunFolder.refuse_used(output)
+    except InputError as error:
+        problems += error.problems
+    try:
+        description = families.describe_settings(recipe.model)
+    except InputError as error:
+        problems += error.problems
+    try:
+        data = prepare(
             recipe.data,
-            side_multiple=description.side_multiple,
+            # without a model any side will do: the pictures are looked at all the same
+            side_multiple=description.side_multiple if description else 1,
             seed=recipe.run.seed,
             global_batch=_global_batch(recipe),
-            count_tokens=description.count_tokens,
-            token_limit=description.token_limit,
+            count_tokens=description.count_tokens if description else None,
+            token_limit=description.token_limit if description else None,
         )
-    )
-    if rank() == 0:
-        for warning in data.report.warnings:
-            log.warning("%s", warning)
+    except InputError as error:
+        problems += error.problems
+    if problems or data is None:
+        raise InputError(problems)
+    for warning in data.report.warnings:
+        log.warning("%s", warning)
     return data
 
 

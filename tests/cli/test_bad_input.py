@@ -84,6 +84,7 @@ def test_a_resolution_that_does_not_fit_the_vae(fail: Fail) -> None:
         ("adapter.rnak=4", "Did you mean rank?"),
         ("adapter.rank=four", "adapter.rank = 'four'"),
         ("adapter.rank=1.5", "adapter.rank = 1.5"),
+        ("adapter.rank=100000", "adapter.rank = 100000 is more than any of its layers has"),
         ("optimizer.lr='1e-4'", "optimizer.lr = '1e-4'"),
         ("adapter.targets=['to_qq']", "adapter.targets"),
         ("model.family=sdd", "Did you mean sd?"),
@@ -114,8 +115,24 @@ def test_an_output_folder_in_use(fail: Fail, tmp_path: Path) -> None:
     used.mkdir()
     (used / "metrics.jsonl").write_text("mine")
     message = fail(f"run.output={used}")
-    assert "holds a run already" in message and "--resume" in message
+    assert "holds a run already" in message and "remove this one" in message
     assert [p.name for p in used.iterdir()] == ["metrics.jsonl"]
+
+
+def test_an_output_folder_among_the_pictures(fail: Fail, photos: Path) -> None:
+    before = sorted(photos.iterdir())
+    for output in (photos, photos / "runs" / "x"):
+        assert "run.output" in fail(f"run.output={output}")
+    assert sorted(photos.iterdir()) == before
+
+
+def test_model_data_and_output_are_told_of_at_once(fail: Fail, photos: Path, tmp_path: Path) -> None:
+    (photos / "00.txt").unlink()
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "metrics.jsonl").touch()
+    message = fail("model.path=/no/such/model", f"run.output={used}")
+    assert "model.path" in message and "00.png" in message and "run.output" in message
 
 
 def test_a_cache_among_the_pictures(fail: Fail, photos: Path) -> None:

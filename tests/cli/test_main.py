@@ -34,6 +34,17 @@ def test_importing_lorakit_is_light_and_its_names_are_there() -> None:
     assert python(code).split() == ["True", "True", "True", "True", "10"]
 
 
+def test_overrides_may_stand_between_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("lorakit.cli.train.run", seen.append)
+    cli.main(["train", "--resume", "r", "--allow-change", "a.b", "a.b=1", "--allow-change", "c.d", "c.d=2"])
+    args = seen[0]
+    assert [args.recipe, *args.overrides] == ["a.b=1", "c.d=2"] and args.allow_change == ["a.b", "c.d"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "r.toml", "--nosuch"])
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -20,6 +20,9 @@ def test_taken_and_released(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SIGNS_OF_A_RUN)
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
+    with pytest.raises(InputError, match="remove this one"):
+        RunFolder.fresh(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="--resume"):
         RunFolder.fresh(tmp_path)
 
@@ -27,9 +30,13 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None
 def test_two_at_once_are_refused_and_a_dead_owner_is_not(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").touch()
     (tmp_path / "lock").write_text("1\n")  # of a process that was killed: nobody holds it
+    (tmp_path / "checkpoints" / ".step-000002.x.tmp").mkdir(parents=True)
+    RunFolder.refuse_busy(tmp_path)
     first = RunFolder.existing(tmp_path)
-    with pytest.raises(InputError, match="in use"):
-        RunFolder.existing(tmp_path)
+    assert not list(tmp_path.rglob("*.tmp")), "what the killed process was writing is gone"
+    for take in (RunFolder.existing, RunFolder.refuse_busy):
+        with pytest.raises(InputError, match="in use"):
+            take(tmp_path)
     first.release(code=0, reason="done")
     RunFolder.existing(tmp_path).release(code=0, reason="done")
 

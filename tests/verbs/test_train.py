@@ -147,6 +147,10 @@ def test_a_resume_refuses_other_data_other_settings_and_no_run(make_recipe: Make
     run = train(make_recipe("run")).output
     with pytest.raises(InputError, match="optimizer.lr differs"):
         resume(run, overrides=["optimizer.lr=0.5"])
+    with pytest.raises(InputError, match="has done 6 steps already"):
+        resume(str(run), overrides=["run.steps=3"], allow=["run.steps"])
+    with pytest.raises(InputError, match=r"Did you mean optimizer.lr\?"):
+        resume(run, allow=["optimizer.lrr"])
     with pytest.raises(InputError, match="global batch of 4"):
         resume(run, overrides=["run.batch_size=3"], allow=["run.batch_size"])
     with pytest.raises(InputError, match="no recipe.toml"):
