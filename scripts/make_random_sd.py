@@ -3,8 +3,8 @@
 The folder has the layout of the published model: U-Net with four levels, VAE of factor 8, CLIP with 77 tokens. Its
 pictures are noise. The tokenizer is made here: byte-level like CLIP's, with a few plain words and no other merges.
 
-    python scripts/make_random_sd.py --out work/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
-    python scripts/make_random_sd.py --out work/random-sd15 --size full   the true sizes, 2 GB in fp16
+    python scripts/make_random_sd.py --out runs/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
+    python scripts/make_random_sd.py --out runs/random-sd15 --size full   the true sizes, 2 GB in fp16
 """
 
 import argparse
