@@ -255,8 +255,8 @@ def _data(recipe: Recipe, output: Path, *, resumed: bool) -> Dataset:
         problems += error.problems
     if problems or data is None:
         raise InputError(problems)
-    for warning in data.report.warnings:
-        log.warning("%s", warning)
+    for text in (*data.report.warnings, *(f"left out: {reason}" for reason in data.report.skipped)):
+        log.warning("%s", text)
     return data
 
 

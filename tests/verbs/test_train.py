@@ -177,6 +177,16 @@ def test_a_regularization_source_makes_half_of_an_epoch(make_recipe: Make, tmp_p
     assert len(keys) == 14 and sum(key.startswith("1/") for key in keys) == 7
 
 
+def test_a_picture_that_is_left_out_is_named(
+    make_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe("run", "data.on_bad_image=skip", "run.steps=1")
+    (tmp_path / "photos" / "03.png").write_bytes(b"no picture")
+    run = train(recipe).output
+    assert "left out: 0/03.png" in caplog.text
+    assert any("0/03.png" in text for text in json.loads((run / "check.json").read_text())["skipped"])
+
+
 def test_other_precisions_and_options_train(make_recipe: Make) -> None:
     for name, override in [("bf16", "run.precision=bf16"), ("checkpointing", "run.gradient_checkpointing=true")]:
         run = train(make_recipe(name, override, "run.steps=2", "adapter.text_encoder.rank=2")).output
