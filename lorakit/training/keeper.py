@@ -55,6 +55,10 @@ class Keeper:
             self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
         self.runtime.track(record)
 
+    def flush(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+
     def save(self, step: int) -> None:
         if self.file is not None:
             self.file.flush()
@@ -114,7 +118,6 @@ class Keeper:
         path = self.output / "adapter.safetensors"
         self.bar.close()
         if self.file is not None:
-            self.file.flush()
             exported = export_adapter(
                 adapter_state(self.trainee.adapted),
                 format=self._format(),

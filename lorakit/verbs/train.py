@@ -170,17 +170,20 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             file=_start_files(recipe, output, data, step=first_step) if rank() == 0 else None,
             bar=progress,
         )
-        report = run_loop(
-            trainee,
-            loader.steps(first_step, last_step),
-            first_step=first_step,
-            last_step=last_step,
-            lr_factor=lambda step: factor(recipe.optimizer.schedule, step, last_step),
-            save_every=recipe.run.save_every,
-            sample_every=recipe.run.sample_every,
-            hooks=keeper,
-            interrupt=interrupt,
-        )
+        try:
+            report = run_loop(
+                trainee,
+                loader.steps(first_step, last_step),
+                first_step=first_step,
+                last_step=last_step,
+                lr_factor=lambda step: factor(recipe.optimizer.schedule, step, last_step),
+                save_every=recipe.run.save_every,
+                sample_every=recipe.run.sample_every,
+                hooks=keeper,
+                interrupt=interrupt,
+            )
+        finally:  # a run that fails leaves its last lines too
+            keeper.flush()
         adapter = keeper.finish()
     return RunResult(output, report.step, report.loss, adapter, time.perf_counter() - started)
 

@@ -217,6 +217,7 @@ def test_a_run_that_diverges_says_with_which_pictures(make_recipe: Make) -> None
         train(recipe)
     run = Path(recipe.run.output)
     assert json.loads((run / "exit.json").read_text())["code"] == 3
+    assert [record["loss"] for record in records(run)][-3:] == [None] * 3, "what went wrong can be read"
     assert not (run / "adapter.safetensors").exists() and not (run / "checkpoints").exists()
 
 
