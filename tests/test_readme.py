@@ -11,7 +11,7 @@ from lorakit.cli.main import VERBS, parser
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/design/decisions.md", "docs/design/log.md")
 # made by tools or by running lorakit; not part of the project
-PASSING = {"__pycache__", "_data", "work", "runs", "demo", "build", "dist"}
+PASSING = {"__pycache__", "_data", "runs", "demo", "build", "dist"}
 
 
 def tree() -> dict[str, str]:
