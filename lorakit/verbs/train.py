@@ -92,14 +92,11 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), allow: Sequence[st
         apply_override(values, override)
     values["run"]["output"] = str(run)  # the folder may have been moved
     recipe = build(values)
-    unknown = [key for key in allow if key not in known_keys(recipe.to_dict())]
+    known = [*known_keys(before), *known_keys(recipe.to_dict())]
+    unknown = [key for key in allow if key not in known]
     if unknown:
         raise InputError(
-            [
-                f"--allow-change {printable(key)}: there is no such setting."
-                f"{did_you_mean(key, known_keys(recipe.to_dict()))}"
-                for key in unknown
-            ]
+            [f"--allow-change {printable(key)}: there is no such setting.{did_you_mean(key, known)}" for key in unknown]
         )
     refused = [
         key
