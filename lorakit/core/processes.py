@@ -27,6 +27,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Ends the connection to the others; without it gloo's threads now and then abort a process that is done."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
     if world() == 1:

@@ -4,6 +4,7 @@ What Accelerate is not used for, and why: gradients are summed by our own `core.
 for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpickle).
 """
 
+import atexit
 import importlib.util
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 
 from lorakit.core.errors import InputError
-from lorakit.core.processes import rank
+from lorakit.core.processes import leave, rank
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +67,7 @@ class Runtime:
             )
         except ValueError as error:  # its word for what the environment lacks
             raise InputError(f"Accelerate could not start: {error}. Start with `accelerate launch`.") from None
+        atexit.register(leave)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self._accelerator.num_processes:
             raise InputError(

@@ -39,6 +39,8 @@ except InputError as error:
 else:
     raise SystemExit("rank 0's error must reach every rank")
 processes.barrier()
+processes.leave()
+assert processes.world() == 1
 print("fine")
 """
 
