@@ -65,15 +65,3 @@ def draw(pipeline: Any, wanted: Sequence[Request], *, steps: int, guidance: floa
         )
         pictures.append(result.images[0])
     return pictures
-
-
-def grid(pictures: Sequence[Image.Image], *, columns: int, scale: int = 1, gap: int = 4) -> Image.Image:
-    """All pictures on one sheet, row by row, each enlarged `scale` times."""
-    width = max(p.width for p in pictures) * scale + gap
-    height = max(p.height for p in pictures) * scale + gap
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
-    for i, picture in enumerate(pictures):
-        large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        sheet.paste(large, (gap + i % columns * width, gap + i // columns * height))
-    return sheet

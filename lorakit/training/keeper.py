@@ -16,12 +16,12 @@ from lorakit.adapters.state import state_metadata
 from lorakit.core.files import written_aside
 from lorakit.core.processes import barrier, rank, world
 from lorakit.export import export_adapter
-from lorakit.export.files import write_adapter
+from lorakit.export.files import DTYPES, write_adapter
 from lorakit.sampling.pictures import SampleSettings, draw, requests
 from lorakit.training import checkpoint
 from lorakit.training.loop import RunSettings
 from lorakit.training.metrics import MetricsFile
-from lorakit.training.processes import DTYPES, Runtime
+from lorakit.training.processes import Runtime
 from lorakit.training.report import write_report
 from lorakit.training.step import Trainee
 

@@ -19,7 +19,6 @@ from lorakit.core.errors import InputError
 from lorakit.core.processes import leave, rank
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str) -> tuple[Precision, str]:

@@ -29,6 +29,7 @@ from lorakit.data.dataset import Dataset, prepare
 from lorakit.data.loader import Loader
 from lorakit.data.shards import Cache
 from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export.files import DTYPES
 from lorakit.families.protocol import Family
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.schedules import factor
@@ -40,7 +41,7 @@ from lorakit.training.interrupt import watched
 from lorakit.training.keeper import Keeper
 from lorakit.training.loop import run_loop
 from lorakit.training.metrics import MetricsFile
-from lorakit.training.processes import DTYPES, Runtime, bar, resolve_precision
+from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 
 log = logging.getLogger("lorakit")

@@ -1,10 +1,9 @@
 """Pictures at fixed seeds: each its own, none dependent on its neighbours."""
 
 import numpy as np
-from PIL import Image
 
 from lorakit.families import sd
-from lorakit.sampling.pictures import Request, SampleSettings, draw, grid, requests
+from lorakit.sampling.pictures import Request, SampleSettings, draw, requests
 
 
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:
@@ -31,15 +30,3 @@ def test_seed_prompt_and_negative_prompt_matter() -> None:
 def test_each_prompt_takes_the_next_seed() -> None:
     made = requests(SampleSettings(prompts=["a", "b"], seed=5, negative_prompt="n", width=64, height=32))
     assert made == [Request("a", 5, "n", 64, 32), Request("b", 6, "n", 64, 32)]
-
-
-def test_a_grid_holds_every_picture() -> None:
-    tiles = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
-    sheet = grid(tiles, columns=2, scale=2, gap=1)
-    assert sheet.size == (19, 19)
-    assert [sheet.getpixel(xy) for xy in ((1, 1), (10, 1), (1, 10), (10, 10))] == [
-        (255, 0, 0),
-        (0, 128, 0),
-        (0, 0, 255),
-        (255, 255, 255),
-    ]
