@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -11,41 +10,66 @@ Text = Mapping[str, Tensor]
 """Conditioning of a batch, tensors of (B, …) by the name that the family gave them, e.g. {"states": (B, L, D)}."""
 
 
-@dataclass(frozen=True)
+class Place(NamedTuple):
+    """Where a picture's bytes lie in its source.
+
+    `file` is relative to the source's root; a tar's member is the stretch of it from `start`, `length` bytes; a table's
+    row is number `start` of file "".
+    """
+
+    file: str
+    start: int = 0
+    length: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One picture of a source, undecoded.
 
-    `key` is stable and unique in a run (source number and relative path); `digest` is the sha256 of the file's bytes;
-    `size` is (width, height) of the upright picture in pixels; `role` is "train" or "regularization".
+    `key` is stable and unique in a run (source number and name); `captions` are as written, before the source's algebra,
+    and ("",) where there is none; `size` is (width, height) of the upright picture in pixels; `digest` is the sha256 of
+    its bytes; `role` is "train", "regularization" or "validation"; `focus` is the point (x, y), in 0 … 1 of the upright
+    picture, that crops keep in the middle; `look` is a perceptual hash of 128 bits.
     """
 
     key: str
-    path: Path
-    caption: str
+    source: int
+    place: Place
+    captions: tuple[str, ...]
     size: tuple[int, int]
     digest: str
-    weight: float = 1.0
     role: str = "train"
+    mask: Place | None = None
+    mask_digest: str = ""
+    focus: tuple[float, float] | None = None
+    look: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro step: samples of one bucket.
 
-    `latents` (B, C, h, w) scaled as the backbone takes them; `noise` of the same shape; `quantile` (B,) in [0, 1),
-    which a timestep law turns into t; `weight` (B,); `numbers` are the samples' numbers n in the run (what is random
-    about a sample follows from its n); `text` is cached conditioning, or None when a text encoder is adapted and
-    `captions` are to be encoded.
+    `latents` (B, C, h, w) scaled as the backbone takes them, or None where `pixels` (B, 3, H, W) in -1 … 1 are to be
+    encoded first; `noise` of the latents' shape; `quantile` (B,) in [0, 1), which a timestep law turns into t; `weight`
+    (B,); `numbers` are the samples' numbers n in the run (what is random about a sample follows from its n). `text` is
+    cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded; `class_text` is that of
+    the class prompts, where a source has one. `sizes` (B, 6) are original height and width, the crop's top and left,
+    and the target's height and width, all in pixels (SDXL's conditioning: Podell et al. 2023, arXiv:2307.01952, §2.2).
+    `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it.
     """
 
     keys: tuple[str, ...]
     numbers: tuple[int, ...]
     captions: tuple[str, ...]
-    latents: Tensor
+    latents: Tensor | None
     noise: Tensor
     quantile: Tensor
     weight: Tensor
     text: Text | None = None
+    class_text: Text | None = None
+    sizes: Tensor | None = None
+    mask: Tensor | None = None
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
