@@ -1,0 +1,96 @@
+"""A source's entry in a recipe. What its `path` leads to is looked at later, by `open_source`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from lorakit.core.settings import Settings
+
+# what only tables of `datasets` have
+TABLE_KEYS = ("split", "subset", "revision", "image_column", "caption_column", "streaming")
+
+
+class SourceSettings(Settings):
+    """Pictures with captions: a folder, a dataset on disk or by name, parquet files or tars."""
+
+    path: str
+    """A folder (`a.jpg` with `a.txt` beside it, in any depth, hidden files left out), a dataset saved by `datasets`,
+    parquet files, WebDataset tars (`x-{000..010}.tar`), or `hf://datasets/OWNER/NAME`."""
+
+    role: Literal["train", "regularization", "validation"] = "train"
+    """`regularization`: pictures of what the model shall keep, drawn as often as all training pictures together;
+    `validation`: never trained on, only measured."""
+
+    repeats: int = Field(default=1, ge=1, le=1_000_000)
+    """How often each picture is seen in an epoch (of a regularization source: how often relative to the others)."""
+
+    samples_per_epoch: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """So many samples an epoch, whatever the number of pictures; they are walked through over the epochs."""
+
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Factor on the loss of this source's pictures."""
+
+    start_step: int = Field(default=0, ge=0)
+    """The source takes part in epochs that begin at this step or later."""
+
+    end_step: int | None = Field(default=None, ge=1)
+    """The source takes part in epochs that begin before this step."""
+
+    trigger: str = ""
+    """Put before every caption, with a space between."""
+
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    """Chance that a sample's caption is dropped as a whole, so that the model still knows what none means."""
+
+    default_caption: str | None = None
+    """The caption of pictures that have none of their own."""
+
+    allow_missing_captions: bool = False
+    """Whether pictures without a caption may be trained on (with the trigger alone, if there is one)."""
+
+    mask_path: str | None = None
+    """A folder with a mask for each picture, under the same relative name but with `.png`; absent: `a.mask.png` beside
+    `a.jpg`."""
+
+    split: str = "train"
+    """Which split of a dataset (datasets and parquet only)."""
+
+    subset: str | None = None
+    """Which configuration of a dataset by name."""
+
+    revision: str | None = None
+    """Which revision of a dataset by name: a branch, tag or commit."""
+
+    image_column: str = "image"
+    """The column that holds the pictures (datasets and parquet only)."""
+
+    caption_column: str | None = None
+    """The column, or the key in metadata.jsonl and metadata.csv, that holds the captions; absent: text, caption or
+    prompt."""
+
+    streaming: bool = False
+    """Whether a dataset's rows are read as they come and kept in the cache, not downloaded and converted first."""
+
+    @field_validator("repeats", "samples_per_epoch", "start_step", "end_step")
+    @classmethod
+    def _only_in_training(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("role") == "validation" and value not in (
+            None,
+            cls.model_fields[str(info.field_name)].default,
+        ):
+            raise ValueError("a validation source is not trained on: remove it.")
+        return value
+
+    @field_validator("samples_per_epoch")
+    @classmethod
+    def _one_count(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("repeats", 1) > 1:
+            raise ValueError("repeats and samples_per_epoch are both given: keep one of them.")
+        return value
+
+    @field_validator("end_step")
+    @classmethod
+    def _later(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value <= info.data.get("start_step", 0):
+            raise ValueError(f"it must be greater than start_step, {info.data['start_step']}.")
+        return value
