@@ -17,6 +17,13 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from lorakit.data.buckets import Bucket, upscale
+from lorakit.data.cut import CropInfo as CropInfo
+from lorakit.data.cut import Cut as Cut
+from lorakit.data.cut import PictureSettings as PictureSettings
+from lorakit.data.cut import crop_info as crop_info
+from lorakit.data.cut import cuts as cuts
+from lorakit.data.cut import draw_cut as draw_cut
+from lorakit.data.cut import plain_cut as plain_cut
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -45,12 +52,27 @@ class BadImageError(Exception):
 
 
 @dataclass(frozen=True)
-class CropInfo:
-    """`original` (width, height) of the upright picture; `left` and `top` of the crop in pixels of the resized one."""
+class Prepared:
+    """`pixels` (3, H, W) in -1 … 1; `mask` (1, H, W) in 0 … 1 says what of them counts."""
 
-    original: tuple[int, int]
-    left: int
-    top: int
+    pixels: Tensor
+    info: CropInfo
+    mask: Tensor | None = None
+
+
+def suffixes() -> frozenset[str]:
+    """The suffixes, with their dots and in lower case, of pictures that can be read here and now."""
+    return SUFFIXES
+
+
+def prepare_picture(data: bytes, cut: Cut, *, mask: bytes | None = None, alpha_mask: bool = False) -> Prepared:
+    """The picture in `data` as `cut` says, with its mask."""
+    raise NotImplementedError
+
+
+def pool_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """`mask` (1, H, W) averaged over the area of each of (1, h, w) cells."""
+    raise NotImplementedError
 
 
 def decode(file: IO[bytes]) -> Image.Image:
