@@ -1,22 +1,26 @@
 """Millions of examples in little memory: columns of numbers, and texts packed end to end.
 
-`ExamplesBuilder` takes them one by one; `Examples` is a sequence of them, made anew at each access.
+`ExamplesBuilder` takes them one by one; `Examples` is a sequence of them, made anew at each access. What a sequence of
+`Example` objects would take is about 1.5 KB each, and forking workers would copy all of it as they count references.
 """
 
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.core.types import Example, Place
-from lorakit.data.sources.items import escape, unescape
+from lorakit.data.sources.items import unescape
 
 ROLES = ("train", "regularization", "validation")
 """What the numbers in `Examples.roles` stand for."""
 
-_SAME = -1  # of a file's number: the file is the key's own name
+_SAME = 0  # of a file's number: the file is the key's own name; a folder of pictures needs no other
+_NO_FOCUS = float("nan")
+_BETWEEN = "\x1e"  # stands between the captions of an example (ASCII's record separator)
 
 
 class Texts(Sequence[str]):
@@ -47,11 +51,23 @@ class Texts(Sequence[str]):
         return (self[i] for i in range(len(self)))
 
 
+@dataclass(frozen=True)
+class _Masks:
+    """Where the masks of some examples lie: `rows` (M,) in rising order, `files` one for each, `spans` (M, 2)."""
+
+    rows: NDArray[np.int64]
+    files: Texts
+    spans: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class Examples(Sequence[Example]):
     """A sequence of Example, at most 400 bytes each at keys of 80 and captions of 100 characters, without masks.
 
     `keys` is a sequence; `sources` (N,), `roles` (N,) (numbers in ROLES), `sizes` (N, 2) width and height, `digests`
-    (N, 32) and `looks` (N, 16) are arrays that are not to be written to. Made by ExamplesBuilder.
+    (N, 32) and `looks` (N, 16), most significant byte first, are arrays that are not to be written to. Made by
+    ExamplesBuilder.
     """
 
     keys: Texts
@@ -60,16 +76,19 @@ class Examples(Sequence[Example]):
     sizes: NDArray[np.int32]
     digests: NDArray[np.uint8]
     looks: NDArray[np.uint8]
-
-    def __init__(self, columns: dict[str, object]) -> None:
-        self.__dict__.update(columns)
+    _captions: Texts
+    _files: tuple[str, ...]
+    _file_of: NDArray[np.int32]
+    _spans: NDArray[np.int64]
+    _focus: NDArray[np.float64]
+    _masks: _Masks
 
     def with_roles(self, roles: NDArray[np.uint8]) -> "Examples":
         """The same examples in other roles, (N,) numbers in ROLES; all else is shared."""
-        roles = np.ascontiguousarray(roles, dtype=np.uint8)
+        roles = np.array(roles, dtype=np.uint8)
         if roles.shape != self.roles.shape or roles.max(initial=0) >= len(ROLES):
             raise ValueError(f"roles must be {len(self)} numbers below {len(ROLES)}")
-        return Examples({**self.__dict__, "roles": roles})
+        return replace(self, roles=roles)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -79,19 +98,118 @@ class Examples(Sequence[Example]):
     @overload
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        raise NotImplementedError
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        key = self.keys[index]
+        number = self._file_of[index]
+        file = unescape(key.partition("/")[2]) if number == _SAME else self._files[number]
+        mask, mask_digest = self._mask(index)
+        x, y = self._focus[index].tolist()
+        width, height = self.sizes[index].tolist()
+        return Example(
+            key,
+            int(self.sources[index]),
+            Place(file, *self._spans[index].tolist()),
+            tuple(self._captions[index].split(_BETWEEN)),
+            (width, height),
+            self.digests[index].tobytes().hex(),
+            role=ROLES[self.roles[index]],
+            mask=mask,
+            mask_digest=mask_digest,
+            focus=None if x != x else (x, y),
+            look=int.from_bytes(self.looks[index].tobytes(), "big"),
+        )
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of one example, without the rest of it."""
+        return tuple(self._captions[index].split(_BETWEEN))
+
+    def has_mask(self) -> NDArray[np.bool_]:
+        """Which examples have a mask, (N,)."""
+        found = np.zeros(len(self), dtype=bool)
+        found[self._masks.rows] = True
+        return found
+
+    def _mask(self, index: int) -> tuple[Place | None, str]:
+        masks = self._masks
+        row = int(np.searchsorted(masks.rows, index))
+        if row == len(masks.rows) or masks.rows[row] != index:
+            return None, ""
+        return Place(masks.files[row], *masks.spans[row].tolist()), masks.digests[row].tobytes().hex()
 
 
+@dataclass
 class ExamplesBuilder:
-    """Collects examples one after the other."""
+    """Collects examples one after the other, in the memory that they will need."""
+
+    _keys: Texts = field(default_factory=Texts)
+    _captions: Texts = field(default_factory=Texts)
+    _files: dict[str, int] = field(default_factory=lambda: {"": _SAME})
+    _sources: "array[int]" = field(default_factory=lambda: array("i"))
+    _roles: bytearray = field(default_factory=bytearray)
+    _sizes: "array[int]" = field(default_factory=lambda: array("i"))
+    _digests: bytearray = field(default_factory=bytearray)
+    _looks: bytearray = field(default_factory=bytearray)
+    _file_of: "array[int]" = field(default_factory=lambda: array("i"))
+    _spans: "array[int]" = field(default_factory=lambda: array("q"))
+    _focus: "array[float]" = field(default_factory=lambda: array("d"))
+    _mask_rows: "array[int]" = field(default_factory=lambda: array("q"))
+    _mask_files: Texts = field(default_factory=Texts)
+    _mask_spans: "array[int]" = field(default_factory=lambda: array("q"))
+    _mask_digests: bytearray = field(default_factory=bytearray)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def add(self, example: Example) -> None:
-        """Adds one at the end."""
-        raise NotImplementedError
+        """Adds one at the end. Captions must be text that can be written as UTF-8 and must hold no U+001E."""
+        assert example.captions and not any(_BETWEEN in caption for caption in example.captions)
+        row = len(self._keys)
+        self._keys.append(example.key)
+        self._captions.append(_BETWEEN.join(example.captions))
+        self._sources.append(example.source)
+        self._roles.append(ROLES.index(example.role))
+        self._sizes.extend(example.size)
+        self._digests += _digest(example.digest)
+        self._looks += example.look.to_bytes(16, "big")
+        place = example.place
+        same = place.file == unescape(example.key.partition("/")[2])
+        # number 0 is taken: a table's rows, whose file is "", get a number of their own
+        self._file_of.append(_SAME if same else self._files.setdefault(f"/{place.file}", len(self._files)))
+        self._spans.extend((place.start, place.length))
+        self._focus.extend(example.focus or (_NO_FOCUS, _NO_FOCUS))
+        if example.mask is not None:
+            self._mask_rows.append(row)
+            self._mask_files.append(example.mask.file)
+            self._mask_spans.extend(example.mask[1:])
+            self._mask_digests += _digest(example.mask_digest)
 
     def build(self) -> Examples:
-        """All that were added; the builder is empty then."""
-        raise NotImplementedError
+        """All that were added. The builder must not be used again."""
+        return Examples(
+            keys=self._keys,
+            sources=np.frombuffer(self._sources, dtype=np.int32),
+            roles=np.frombuffer(self._roles, dtype=np.uint8),
+            sizes=np.frombuffer(self._sizes, dtype=np.int32).reshape(-1, 2),
+            digests=np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
+            looks=np.frombuffer(self._looks, dtype=np.uint8).reshape(-1, 16),
+            _captions=self._captions,
+            _files=tuple(name[1:] for name in self._files),
+            _file_of=np.frombuffer(self._file_of, dtype=np.int32),
+            _spans=np.frombuffer(self._spans, dtype=np.int64).reshape(-1, 2),
+            _focus=np.frombuffer(self._focus, dtype=np.float64).reshape(-1, 2),
+            _masks=_Masks(
+                np.frombuffer(self._mask_rows, dtype=np.int64),
+                self._mask_files,
+                np.frombuffer(self._mask_spans, dtype=np.int64).reshape(-1, 2),
+                np.frombuffer(self._mask_digests, dtype=np.uint8).reshape(-1, 32),
+            ),
+        )
 
 
-_ = (Place, escape, unescape, _SAME)
+def _digest(text: str) -> bytes:
+    """32 bytes of a sha256 in hexadecimal."""
+    data = bytes.fromhex(text)
+    assert len(data) == 32, f"{text!r} is no sha256"
+    return data
