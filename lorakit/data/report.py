@@ -1,51 +1,112 @@
 """What was found in the data, in numbers and sentences, for a person before training and in RUN/check.json.
 
-No absolute path is in it: pictures go by their keys, folders by their last name.
+Here: the report, which is small whatever the number of pictures, and `rows`, one for each picture, made as they are
+asked for. Next: `sheet.py` draws pictures of it, `page.py` makes it a page. No absolute path is in a report of data that
+can be trained on: pictures go by their keys, folders by their last name; errors name files as the recipe does.
 """
 
+import bisect
+import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
 
 from lorakit.core.files import printable
 from lorakit.core.types import Example
 from lorakit.data.buckets import Bucket, BucketSettings, crop_fraction, upscale
+from lorakit.data.images import Cut, Prepared
 from lorakit.data.plan import Plan
-from lorakit.data.sources import Scan, SourceSettings, source_index
+from lorakit.data.sources import SourceSettings
+
+LISTED = 1000
+"""So many pictures are named in a report for one and the same reason; the others are counted."""
+
+# how the warnings of a scan end that are counted here
+_UNUSED = re.compile(r": (a caption|a mask|captions|the caption|the mask)\b.* of no picture")
+_DUPLICATE = re.compile(r": (it has )?the same (bytes|picture|file) as | looks like ")
+
+
+class DataSection(Protocol):
+    """What is needed here of a recipe's data section."""
+
+    @property
+    def sources(self) -> Sequence[SourceSettings]: ...
+    @property
+    def buckets(self) -> BucketSettings: ...
+
+
+class Data(Protocol):
+    """What is needed of a dataset to show its pictures; `cuts_of` and `captions_of` begin with the plain one."""
+
+    @property
+    def examples(self) -> Sequence[Example]: ...
+    @property
+    def settings(self) -> DataSection: ...
+    def buckets_of(self, index: int) -> tuple[Bucket, ...]: ...
+    def cuts_of(self, index: int) -> tuple[Cut, ...]: ...
+    def captions_of(self, index: int) -> tuple[str, ...]: ...
+    def read(self, index: int) -> bytes: ...
+    def picture(self, index: int, cut: Cut) -> Prepared: ...
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One source: its folder's name, its role, its pictures and how many samples an epoch they give."""
+    """One source: its folder's name, its role, its pictures and how many samples they give in the first epoch.
+
+    `validation` of its pictures are put aside. It takes part in epochs that begin from `start_step` on and before
+    `end_step`.
+    """
 
     folder: str
     role: str
     pictures: int
     repeats: int
     samples_per_epoch: float
+    validation: int = 0
+    start_step: int = 0
+    end_step: int | None = None
 
 
 @dataclass(frozen=True)
 class DataReport:
     """What a training will see.
 
-    `buckets` has the number of pictures of each, by "width×height"; crops are what is cut off at each of two sides, as
-    a fraction of width or height; `skipped` are bad pictures that were left out.
+    `pictures` are all that can be used, `validation` of them are not trained on, `masked` have a mask. `buckets` has the
+    number of pictures of each, by "width×height" (with several `resolutions` a picture may be in several); crops are
+    what is cut off at each of two sides, as a fraction of width or height; `enlarged` pictures are smaller than a bucket
+    of theirs. `captions` are the different ones, `caption_variants` the different texts that samples come with,
+    `long_captions` the pictures with one that the model does not read to its end. `duplicates` are pictures that are or
+    look like another. `skipped` are bad pictures that were left out, `unused` captions and masks of no picture. `steps`
+    are those of the whole run, which takes `epochs`. `errors` is what keeps the training from starting.
     """
 
-    sources: tuple[SourceReport, ...]
-    buckets: Mapping[str, int]
-    mean_crop: float
-    largest_crop: float
-    enlarged: int
-    captions: int
-    long_captions: int
-    samples_per_epoch: int
-    steps_per_epoch: int
-    warnings: tuple[str, ...]
-    skipped: tuple[str, ...]
+    sources: tuple[SourceReport, ...] = ()
+    buckets: Mapping[str, int] = field(default_factory=dict)
+    mean_crop: float = 0.0
+    largest_crop: float = 0.0
+    enlarged: int = 0
+    captions: int = 0
+    long_captions: int = 0
+    samples_per_epoch: int = 0
+    steps_per_epoch: int = 0
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    pictures: int = 0
+    masked: int = 0
+    validation: int = 0
+    resolutions: tuple[int, ...] = ()
+    duplicates: int = 0
+    steps: int = 0
+    epochs: float = 0.0
+    caption_variants: int = 0
+    unused: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -53,71 +114,266 @@ class DataReport:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+@dataclass(frozen=True)
+class Row:
+    """One picture: `crop` and `scale` are the largest of its buckets; `captions` how many forms its caption has, of
+    which `caption` is the first and `tokens` the number of the longest; `mask` is "", "picture" or "alpha"."""
+
+    key: str
+    role: str
+    size: tuple[int, int]
+    buckets: tuple[Bucket, ...]
+    crop: float
+    scale: float
+    caption: str
+    captions: int
+    tokens: int | None
+    repeats: int
+    mask: str
+    warnings: tuple[str, ...]
+
+
 def make_report(
-    scan: Scan,
-    bucket_of: Sequence[Bucket],
+    examples: Sequence[Example],
     *,
-    sources: Sequence[SourceSettings],
-    buckets: BucketSettings,
-    plan: Plan,
+    settings: DataSection,
+    buckets_of: Callable[[int], Sequence[Bucket]] | None = None,
+    captions_of: Callable[[int], Sequence[str]] | None = None,
+    plan: Plan | None = None,
+    errors: Iterable[str] = (),
+    warnings: Iterable[str] = (),
+    skipped: Iterable[str] = (),
     count_tokens: Callable[[str], int] | None = None,
     token_limit: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
 ) -> DataReport:
-    """The report on what was scanned and planned.
+    """The report on the `examples` that were found, as far as it is known what becomes of them.
 
-    Captions are measured with `count_tokens` where it is given, against `token_limit` in the same unit.
+    `buckets_of` and `captions_of` tell of an example, by its number; without them crops or captions are not spoken of.
+    Captions are measured with `count_tokens` where it is given, against `token_limit` in the same unit. Of `steps` and
+    `epochs` of the run one is given, or none. `warnings`, `skipped` and `errors` are what was said already.
     """
-    crops = [crop_fraction(e.size, b) for e, b in zip(scan.examples, bucket_of)]
-    about_sizes = [text for e, b in zip(scan.examples, bucket_of) if (text := _size_warning(e, b, buckets))]
-    too_long = _long_captions(scan.examples, count_tokens, token_limit)
-    sizes = Counter(bucket_of)
+    counts = _Counts(settings)
+    count = lru_cache(maxsize=1 << 16)(count_tokens) if count_tokens and token_limit is not None else None
+    for index, example in enumerate(examples):
+        counts.add(
+            example,
+            buckets=tuple(buckets_of(index)) if buckets_of else (),
+            captions=captions_of(index) if captions_of else example.captions,
+            count_tokens=count,
+            token_limit=token_limit or 0,
+        )
+    said = tuple(warnings)
+    total, passes = _length(plan, steps=steps, epochs=epochs)
     return DataReport(
-        sources=tuple(_source(scan.examples, plan, i, source) for i, source in enumerate(sources)),
-        buckets={f"{b.width}×{b.height}": sizes[b] for b in sorted(sizes, key=lambda b: b.width / b.height)},
-        mean_crop=sum(crops) / len(crops),
-        largest_crop=max(crops),
-        enlarged=sum(upscale(e.size, b) > 1 for e, b in zip(scan.examples, bucket_of)),
-        captions=len({e.caption for e in scan.examples}),
-        long_captions=len(too_long),
-        samples_per_epoch=plan.samples_per_epoch,
-        steps_per_epoch=plan.steps_per_epoch,
-        warnings=(*scan.warnings, *about_sizes, *too_long),
-        skipped=scan.skipped,
+        sources=_sources(settings.sources, counts.of_source, counts.kept_aside, plan),
+        buckets={f"{b.width}×{b.height}": counts.buckets[b] for b in sorted(counts.buckets, key=_by_aspect)},
+        mean_crop=counts.crops / max(1, counts.buckets.total()),
+        largest_crop=counts.largest_crop,
+        enlarged=counts.enlarged.number,
+        captions=len(np.unique(counts.captions)),
+        long_captions=counts.too_long.number,
+        samples_per_epoch=plan.samples_per_epoch if plan else 0,
+        steps_per_epoch=plan.steps_per_epoch if plan else 0,
+        warnings=(*said, *counts.cropped.texts(), *counts.enlarged.texts(), *counts.too_long.texts()),
+        skipped=tuple(skipped),
+        errors=tuple(errors),
+        pictures=len(examples),
+        masked=counts.masked,
+        validation=sum(counts.kept_aside.values()),
+        resolutions=_resolutions(settings.buckets),
+        duplicates=sum(bool(_DUPLICATE.search(text)) for text in said),
+        steps=total,
+        epochs=passes,
+        caption_variants=len(np.unique(counts.variants)),
+        unused=tuple(text for text in said if _UNUSED.search(text)),
     )
 
 
-def _source(examples: Sequence[Example], plan: Plan, index: int, source: SourceSettings) -> SourceReport:
-    count = sum(source_index(e.key) == index for e in examples)
-    samples = float(count * source.repeats)
-    if source.role != "train":
-        # the walk shares out as many samples as the training sources give
-        samples *= plan.samples_per_epoch / 2 / sum(e.repeats for e in plan.entries if e.role == source.role)
-    return SourceReport(printable(Path(source.path).name), source.role, count, source.repeats, round(samples, 2))
+def rows(
+    data: Data,
+    *,
+    report: DataReport | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    token_limit: int | None = None,
+) -> Iterator[Row]:
+    """A row for each picture of `data`, one after the other; with the warnings of a scan's `report` about it."""
+    said: dict[str, list[str]] = {}
+    for text in report.warnings if report else ():
+        key, _, rest = text.partition(": ")
+        said.setdefault(key, []).append(rest)
+    count = lru_cache(maxsize=1 << 16)(count_tokens) if count_tokens else None
+    for index, example in enumerate(data.examples):
+        buckets, captions = data.buckets_of(index), data.captions_of(index)
+        tokens = max(count(caption) for caption in captions) if count and captions else None
+        own = [_crop_warning(example, b, data.settings.buckets) for b in buckets]
+        own += [_scale_warning(example, b) for b in buckets]
+        if tokens is not None and token_limit is not None and tokens > token_limit:
+            own.append(_token_warning(tokens, token_limit))
+        source = data.settings.sources[example.source]
+        yield Row(
+            example.key,
+            example.role,
+            example.size,
+            buckets,
+            max((crop_fraction(example.size, b) for b in buckets), default=0.0),
+            max((upscale(example.size, b) for b in buckets), default=1.0),
+            captions[0] if captions else "",
+            len(captions),
+            tokens,
+            source.repeats,
+            _mask_of(example, source),
+            tuple(dict.fromkeys([text for text in own if text] + said.get(example.key, []))),
+        )
 
 
-def _size_warning(example: Example, bucket: Bucket, settings: BucketSettings) -> str | None:
-    """What a person should know of how this picture is cut or enlarged."""
-    width, height = example.size
-    crop, scale = crop_fraction(example.size, bucket), upscale(example.size, bucket)
-    to = f"{width}×{height} to {bucket.width}×{bucket.height}"
-    texts = []
-    if crop > settings.max_crop:
-        texts.append(f"{crop:.0%} is cut off at each of two sides, from {to}")
-        if max(width / height, height / width) > settings.max_aspect:
-            texts[-1] += f", for it is longer than data.buckets.max_aspect {settings.max_aspect:g}"
-    if scale > 1:
-        texts.append(f"it is enlarged {scale:.2f} times, from {to}")
-    return f"{example.key}: {'; '.join(texts)}" if texts else None
+# -- counting, picture by picture ---------------------------------------------------------------------------------
 
 
-def _long_captions(
-    examples: Sequence[Example], count_tokens: Callable[[str], int] | None, token_limit: int | None
-) -> list[str]:
-    if count_tokens is None or token_limit is None:
-        return []
-    counts = {caption: count_tokens(caption) for caption in {e.caption for e in examples}}
-    return [
-        f"{e.key}: its caption has {counts[e.caption]} tokens, of which the model reads {token_limit}"
-        for e in examples
-        if counts[e.caption] > token_limit
+class _Listed:
+    """Warnings of one kind: the first are kept, the others counted; at most one is counted for a picture."""
+
+    def __init__(self, what: str) -> None:
+        self.number = 0
+        self._what = what
+        self._kept: list[str] = []
+
+    def add(self, key: str, found: Sequence[str]) -> None:
+        if found:
+            self.number += 1
+            if self.number <= LISTED:
+                self._kept += [f"{key}: {text}" for text in found]
+
+    def texts(self) -> list[str]:
+        more = self.number - LISTED
+        return self._kept + (
+            [f"{more:,} more pictures {self._what}: lorakit check --out lists all"] if more > 0 else []
+        )
+
+
+class _Counts:
+    """The sums of a report; what it keeps of a picture is 8 bytes for each of its captions."""
+
+    def __init__(self, settings: DataSection) -> None:
+        self._settings = settings
+        self.of_source: Counter[int] = Counter()
+        self.kept_aside: Counter[int] = Counter()
+        self.buckets: Counter[Bucket] = Counter()
+        self.masked = 0
+        self.crops = 0.0
+        self.largest_crop = 0.0
+        self.captions, self.variants = array("q"), array("q")  # hashes
+        self.cropped = _Listed("are cropped by more than data.buckets.max_crop")
+        self.enlarged = _Listed("are enlarged")
+        self.too_long = _Listed("have too long captions")
+
+    def add(
+        self,
+        example: Example,
+        *,
+        buckets: Sequence[Bucket],
+        captions: Sequence[str],
+        count_tokens: Callable[[str], int] | None,
+        token_limit: int,
+    ) -> None:
+        self.of_source[example.source] += 1
+        self.kept_aside[example.source] += example.role == "validation"
+        self.masked += bool(_mask_of(example, self._settings.sources[example.source]))
+        self.buckets.update(buckets)
+        for bucket in buckets:
+            crop = crop_fraction(example.size, bucket)
+            self.crops += crop
+            self.largest_crop = max(self.largest_crop, crop)
+        crops = [_crop_warning(example, b, self._settings.buckets) for b in buckets]
+        self.cropped.add(example.key, [text for text in crops if text])
+        self.enlarged.add(example.key, [text for b in buckets if (text := _scale_warning(example, b))])
+        self.captions.extend(hash(caption) for caption in example.captions)
+        self.variants.extend(hash(caption) for caption in captions)
+        if count_tokens:
+            longest = max((count_tokens(caption) for caption in captions), default=0)
+            self.too_long.add(example.key, [_token_warning(longest, token_limit)] if longest > token_limit else [])
+
+
+def _crop_warning(example: Example, bucket: Bucket, settings: BucketSettings) -> str:
+    """What a person should know of how this picture is cut; "": nothing."""
+    crop, (width, height) = crop_fraction(example.size, bucket), example.size
+    if crop <= settings.max_crop:
+        return ""
+    text = f"{crop:.0%} is cut off at each of two sides, from {width}×{height} to {bucket.width}×{bucket.height}"
+    if max(width / height, height / width) > settings.max_aspect:
+        text += f", for it is longer than data.buckets.max_aspect {settings.max_aspect:g}"
+    return text
+
+
+def _scale_warning(example: Example, bucket: Bucket) -> str:
+    scale, (width, height) = upscale(example.size, bucket), example.size
+    if scale <= 1:
+        return ""
+    return f"it is enlarged {scale:.2f} times, from {width}×{height} to {bucket.width}×{bucket.height}"
+
+
+def _token_warning(tokens: int, limit: int) -> str:
+    return f"its caption has {tokens} tokens, of which the model reads {limit}"
+
+
+def _mask_of(example: Example, source: SourceSettings) -> str:
+    """Where what counts of this picture is said: "" nowhere."""
+    if source.mask == "alpha":
+        return "alpha"
+    return "picture" if source.mask == "auto" and example.mask is not None else ""
+
+
+def _by_aspect(bucket: Bucket) -> tuple[float, int]:
+    return bucket.width / bucket.height, bucket.width
+
+
+def _resolutions(settings: BucketSettings) -> tuple[int, ...]:
+    given: int | Sequence[int] = settings.resolution
+    return (given,) if isinstance(given, int) else tuple(given)
+
+
+# -- sums over the plan -------------------------------------------------------------------------------------------
+
+
+def _sources(
+    sources: Sequence[SourceSettings], counts: Counter[int], aside: Counter[int], plan: Plan | None
+) -> tuple[SourceReport, ...]:
+    slots = [(counts[i] - aside[i]) * source.repeats for i, source in enumerate(sources)]
+    # as many as they ask for, or as they have; the regularization sources without a wish share what is left
+    pool = [i for i, s in enumerate(sources) if s.role == "regularization" and not s.samples_per_epoch]
+    pool = [i for i in pool if sources[i].start_step == 0]
+    asked = [
+        float(source.samples_per_epoch or slots[i]) if source.start_step == 0 and slots[i] else 0.0
+        for i, source in enumerate(sources)
     ]
+    left = (plan.samples_per_epoch if plan else 0) - sum(n for i, n in enumerate(asked) if i not in pool)
+    shared = sum(slots[i] for i in pool)
+    return tuple(
+        SourceReport(
+            folder=_folder_name(source.path),
+            role=source.role,
+            pictures=counts[i],
+            repeats=source.repeats,
+            samples_per_epoch=round(left * slots[i] / shared if i in pool and shared else asked[i], 2) if plan else 0.0,
+            validation=aside[i],
+            start_step=source.start_step,
+            end_step=source.end_step,
+        )
+        for i, source in enumerate(sources)
+    )
+
+
+def _folder_name(path: str) -> str:
+    return path.removeprefix("hf://datasets/") if path.startswith("hf://") else printable(PurePath(path).name)
+
+
+def _length(plan: Plan | None, *, steps: int | None, epochs: float | None) -> tuple[int, float]:
+    """Steps and epochs of the whole run; epochs may differ in length where sources come and go."""
+    if plan is None or not plan.steps_per_epoch:
+        return steps or 0, float(epochs or 0)
+    if steps is None:
+        return (plan.steps_in(round(epochs)), float(epochs)) if epochs else (0, 0.0)
+    whole = bisect.bisect_right(range(steps + 1), steps, key=plan.steps_in) - 1
+    first, last = plan.steps_in(whole), plan.steps_in(whole + 1)
+    return steps, round(whole + (steps - first) / (last - first), 4)
