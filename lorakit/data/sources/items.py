@@ -45,8 +45,8 @@ class Item(NamedTuple):
     """A picture as its storage lists it.
 
     `name` has / between its parts, is unescaped and unique in its source; `captions` are as written, () where there is
-    none; `stamp` changes whenever the bytes may have changed, "" being unknown; `box` is left, top, right and bottom, in
-    pixels of the upright picture, of what matters in it; `problems` are what is wrong with its captions, complete
+    none; `stamp` changes whenever the bytes may have changed, "" being unknown; `box` is left, top, right and bottom of
+    what matters in it, in pixels of the upright picture; `problems` are what is wrong with its captions, complete
     messages, which count if the picture itself can be used.
     """
 

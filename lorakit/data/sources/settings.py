@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from lorakit.core.settings import Settings
+from lorakit.data.captions import CaptionSettings
+from lorakit.data.cut import PictureSettings
 
 # what only tables of `datasets` have
 TABLE_KEYS = ("split", "subset", "revision", "image_column", "caption_column", "streaming")
 
 
-class SourceSettings(Settings):
+class SourceSettings(CaptionSettings, PictureSettings):
     """Pictures with captions: a folder, a dataset on disk or by name, parquet files or tars."""
 
     path: str
@@ -35,12 +36,6 @@ class SourceSettings(Settings):
 
     end_step: int | None = Field(default=None, ge=1)
     """The source takes part in epochs that begin before this step."""
-
-    trigger: str = ""
-    """Put before every caption, with a space between."""
-
-    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    """Chance that a sample's caption is dropped as a whole, so that the model still knows what none means."""
 
     default_caption: str | None = None
     """The caption of pictures that have none of their own."""
@@ -93,4 +88,11 @@ class SourceSettings(Settings):
     def _later(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and value <= info.data.get("start_step", 0):
             raise ValueError(f"it must be greater than start_step, {info.data['start_step']}.")
+        return value
+
+    @field_validator("mask_path")
+    @classmethod
+    def _mask_is_used(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("mask", "auto") != "auto":
+            raise ValueError(f'mask = "{info.data["mask"]}" leaves it unused: remove one of them.')
         return value
