@@ -1,8 +1,8 @@
 """What was found in the data, in numbers and sentences, for a person before training and in RUN/check.json.
 
 Here: the report, which is small whatever the number of pictures, and `rows`, one for each picture, made as they are
-asked for. Next: `sheet.py` draws pictures of it, `page.py` makes it a page. No absolute path is in a report of data that
-can be trained on: pictures go by their keys, folders by their last name; errors name files as the recipe does.
+asked for. Next: `sheet.py` draws pictures of it, `page.py` makes it a page. Pictures go by their keys and folders by
+their last name: no absolute path is in it, but in errors, which keep a training from starting.
 """
 
 import bisect
@@ -77,10 +77,10 @@ class SourceReport:
 class DataReport:
     """What a training will see.
 
-    `pictures` are all that can be used, `validation` of them are not trained on, `masked` have a mask. `buckets` has the
-    number of pictures of each, by "width×height" (with several `resolutions` a picture may be in several); crops are
-    what is cut off at each of two sides, as a fraction of width or height; `enlarged` pictures are smaller than a bucket
-    of theirs. `captions` are the different ones, `caption_variants` the different texts that samples come with,
+    `pictures` are all that can be used, `validation` of them are not trained on, `masked` have a mask. `buckets` has
+    the number of pictures of each, by "width×height" (with several `resolutions` a picture may be in several); crops
+    are what is cut off at each of two sides, as a fraction of width or height; `enlarged` pictures are smaller than a
+    bucket of theirs. `captions` are the different ones, `caption_variants` the different texts that samples come with,
     `long_captions` the pictures with one that the model does not read to its end. `duplicates` are pictures that are or
     look like another. `skipped` are bad pictures that were left out, `unused` captions and masks of no picture. `steps`
     are those of the whole run, which takes `epochs`. `errors` is what keeps the training from starting.
@@ -201,8 +201,8 @@ def rows(
     """A row for each picture of `data`, one after the other; with the warnings of a scan's `report` about it."""
     said: dict[str, list[str]] = {}
     for text in report.warnings if report else ():
-        key, _, rest = text.partition(": ")
-        said.setdefault(key, []).append(rest)
+        for end in list(re.finditer(": ", text))[:3]:  # a key may hold a colon itself
+            said.setdefault(text[: end.start()], []).append(text[end.end() :])
     count = lru_cache(maxsize=1 << 16)(count_tokens) if count_tokens else None
     for index, example in enumerate(data.examples):
         buckets, captions = data.buckets_of(index), data.captions_of(index)
