@@ -4,6 +4,8 @@ Thin functions on torch.distributed that are right with one process too, so that
 Starting the processes is Accelerate's work (training/).
 """
 
+import signal
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -12,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+HEARTBEAT = 15.0
+"""Seconds after which processes meet at the latest: a collective that waits for hours runs into its time limit."""
 
 
 def world() -> int:
@@ -43,20 +48,48 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_first_rank(action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, on every rank; what it raises there, every rank raises."""
-    outcome: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            outcome = [action(), None]
-        except Exception as error:
-            if world() == 1:
-                raise
-            outcome = [None, error]
-    if world() > 1:
+    """What `action` returns on rank 0, on every rank; what it raises there, every rank raises.
+
+    It may take hours: with several ranks it runs in a thread, and all meet every HEARTBEAT seconds until it is done.
+    """
+    if world() == 1:
+        return action()
+    call = _Call(action) if rank() == 0 else None
+    outcome: list[Any] = [False, None, None]
+    while not outcome[0]:
+        if call:
+            outcome = call.outcome(HEARTBEAT)
         dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    if outcome[2] is not None:
+        raise outcome[2]
+    return outcome[1]
+
+
+class _Call:
+    """`action` running in a thread, which does not keep the process alive."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self._outcome: list[Any] = [False, None, None]
+        self._thread = threading.Thread(target=self._run, args=(action,), daemon=True)
+        self._thread.start()
+
+    def _run(self, action: Callable[[], Any]) -> None:
+        try:
+            self._outcome = [True, action(), None]
+        except BaseException as error:
+            self._outcome = [True, None, error]
+
+    def outcome(self, timeout: float) -> list[Any]:
+        """Whether it is done, what it returned and what it raised, after at most `timeout` seconds."""
+        self._thread.join(timeout)
+        return self._outcome
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """For a DataLoader's workers. Ctrl-C reaches the whole process group: the parent saves and then ends its workers,
+    by SIGTERM if need be, which must not meet a handler that the parent had set for itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def sum_tensors(tensors: Iterable[Tensor]) -> None:

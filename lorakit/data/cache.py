@@ -1,46 +1,65 @@
 """What is cached, under which keys, and the filling of it: each picture and caption encoded once, by one process.
 
-Here: keys, who encodes what, and reading pictures ahead of the encoder. Not here: the store (`shards.py`) and the
-encoders, which are handed in. A process never waits for another: who needs everything there waits for all itself.
+Here: keys and who encodes what. Not here: the store (`shards.py`), preparing pictures ahead of the encoder
+(`ahead.py`), and the encoders, which are handed in.
+
+All ranks fill together. The first says what is missing; then all work, each on its part, and meet every HEARTBEAT
+seconds to share out anew what is left. So none waits longer than that and an item, and a slow rank loses work to the
+others.
 """
 
-import hashlib
-import io
+import contextlib
+import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lorakit.core.errors import InputError
+from lorakit.core import processes
+from lorakit.core.errors import InputError, LorakitError
 from lorakit.core.files import printable
-from lorakit.core.types import Example, Text
-from lorakit.data.buckets import Bucket
-from lorakit.data.images import BadImageError, crop_to, pixels, upright_rgb
-from lorakit.data.shards import Cache, content_key
+from lorakit.core.types import Text
+from lorakit.data.ahead import prepared
+from lorakit.data.images import Cut, Prepared, pool_mask
+from lorakit.data.shards import Cache, content_key, pack
 
-LATENTS_VERSION = 1
-"""To be raised when the way from a file to what is encoded changes: `images.upright_rgb`, `images.crop_to`."""
+Job = TypeVar("Job")
 
-# a shard is written when this many entries or seconds have come together; a kill loses no more
-_SHARD_ENTRIES = 512
+LATENTS_VERSION = 2
+"""To be raised when the way from a file to what is encoded changes: `images.prepare_picture`, `images.pool_mask`."""
+
+TEXT_VERSION = 2
+"""To be raised when the way from a caption to its conditioning changes."""
+
+# a shard is written when so many entries, bytes or seconds have come together; a kill loses no more
+_SHARD_ENTRIES = 2048
+_SHARD_BYTES = 128 << 20
 _SHARD_SECONDS = 20.0
-_READERS, _AHEAD = 2, 6
 
 
-def latent_key(digest: str, bucket: Bucket, *, fingerprint: str, flip: bool = False) -> str:
-    """The key of a picture's latents: file `digest`, size, mirrored or not, and the encoder's `fingerprint`."""
-    return content_key("latents", LATENTS_VERSION, digest, bucket.width, bucket.height, int(flip), fingerprint)
+class Filled(NamedTuple):
+    """How many entries were made, by all ranks together, and how many were there."""
+
+    made: int
+    found: int
 
 
-def text_key(caption: str, *, fingerprint: str) -> str:
-    """The key of a caption's conditioning."""
-    return content_key("text", fingerprint, caption)
+def latent_key(digest: str, cut: Cut, *, fingerprint: str, mask_digest: str = "", alpha_mask: bool = False) -> str:
+    """The key of a picture's latents: its file's `digest`, how it is cut, its mask, the encoder's `fingerprint`."""
+    how = (*cut.bucket, *cut.anchor, int(cut.flip), len(cut.jitter), *cut.jitter, cut.background)
+    return content_key("latents", LATENTS_VERSION, digest, *how, mask_digest, int(alpha_mask), fingerprint)
+
+
+def text_key(caption: str, fingerprint: str) -> str:
+    """The key of a caption's conditioning; `fingerprint` stands for the encoders and how they are used."""
+    return content_key("text", TEXT_VERSION, fingerprint, caption)
 
 
 def default_folder() -> Path:
@@ -64,107 +83,155 @@ def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:
 
 def fill_latents(
     cache: Cache,
-    examples: Sequence[Example],
-    bucket_of: Sequence[Bucket],
+    jobs: Sequence[tuple[str, str, Job]],
     *,
+    prepare: Callable[[Job], Prepared],
     encode: Callable[[Tensor], Tensor],
-    fingerprint: str,
     batch_size: int = 1,
-    rank: int = 0,
-    world: int = 1,
+    workers: int = 0,
     on_progress: Callable[[int], object] | None = None,
-) -> int:
-    """Encodes what `cache` lacks of this rank's part of `examples`, and says how many that were.
+) -> Filled:
+    """Encodes the pictures that `cache` lacks, together with the other ranks, each of which calls this alike.
 
-    `encode` takes pixels (B, 3, H, W) in -1 … 1 and gives latents (B, …), kept as float32. Pictures are encoded one at
-    a time unless `batch_size` says otherwise: what else is in a batch changes the last bits, and what else is missing
-    must not. Raises InputError for a file that changed since it was scanned and for latents that are not finite.
+    `jobs` are (`latent_key`, name for messages, what `prepare` takes), asked for one at a time and as often as needed.
+    `prepare` reads and cuts a picture, ahead of the encoder, in `workers` processes or else in threads. `encode` takes
+    pixels (B, 3, H, W) in -1 … 1 and gives latents (B, C, h, w). An entry is `latents` (C, h, w) in float32 and, where
+    the picture has one, its `mask` (1, h, w). Pictures are encoded one at a time unless `batch_size` says otherwise:
+    what else is in a batch changes the last bits, and what else is missing must not. `on_progress` hears of every entry
+    made, by any rank. Raises what `prepare` raises and, for latents that are not finite, InputError; on every rank.
     """
-    wanted = {latent_key(e.digest, b, fingerprint=fingerprint): (e, b) for e, b in zip(examples, bucket_of)}
-    todo = {key: wanted[key] for key in _own_part(cache, list(wanted), rank=rank, world=world)}
-    with _Shards(cache) as shards, ThreadPoolExecutor(_READERS) as pool:
-        pictures = _read_ahead(pool, list(todo.values()))
-        for keys in _batches(todo, batch_size):
-            batch = torch.stack([next(pictures) for _ in keys])
-            with torch.no_grad():
-                latents = encode(batch).detach().float().cpu()
-            for key, of_picture in zip(keys, latents):
-                if not bool(of_picture.isfinite().all()):
-                    raise InputError(
-                        f"{printable(todo[key][0].path)}: its latents are not finite: look at the picture, or encode "
-                        "in another precision."
-                    )
-                shards.add(key, {"latents": of_picture})
-                if on_progress:
-                    on_progress(1)
-    return len(todo)
+
+    def work(part: NDArray[Any]) -> Generator[int, None, None]:
+        with _Shards(cache) as shards, contextlib.closing(prepared(jobs, part, prepare, workers=workers)) as pictures:
+            for batch in _batches(pictures, batch_size):
+                with torch.no_grad():
+                    latents = encode(torch.stack([picture.pixels for _, picture in batch])).detach().float().cpu()
+                for (job, picture), of_picture in zip(batch, latents):
+                    key, label, _ = jobs[job]
+                    shards.add(key, _entry(of_picture, picture.mask, label=label))
+                yield len(batch)
+
+    return _fill(cache, (jobs[i][0] for i in range(len(jobs))), work, on_progress)
 
 
 def fill_text(
     cache: Cache,
-    captions: Iterable[str],
+    captions: Sequence[str],
     *,
     encode: Callable[[Sequence[str]], Text],
     fingerprint: str,
-    rank: int = 0,
-    world: int = 1,
     on_progress: Callable[[int], object] | None = None,
-) -> int:
-    """Encodes what `cache` lacks of this rank's part of `captions`, one at a time, and says how many that were.
+) -> Filled:
+    """Encodes the captions that `cache` lacks, one at a time, together with the other ranks; else as `fill_latents`.
 
     `encode` gives tensors of (1, …) by name, kept in their own precision.
     """
-    wanted = {text_key(caption, fingerprint=fingerprint): caption for caption in captions}
-    todo = _own_part(cache, list(wanted), rank=rank, world=world)
-    with _Shards(cache) as shards:
-        for key in todo:
-            with torch.no_grad():
-                text = encode([wanted[key]])
-            shards.add(key, {name: tensor[0].detach().cpu() for name, tensor in text.items()})
-            if on_progress:
-                on_progress(1)
-    return len(todo)
+
+    def work(part: NDArray[Any]) -> Generator[int, None, None]:
+        with _Shards(cache) as shards:
+            for job in part.tolist():
+                caption = captions[job]
+                with torch.no_grad():
+                    text = encode([caption])
+                entry = {name: tensor[0].detach().cpu() for name, tensor in text.items()}
+                shards.add(text_key(caption, fingerprint), entry)
+                yield 1
+
+    keys = (text_key(captions[i], fingerprint) for i in range(len(captions)))
+    return _fill(cache, keys, work, on_progress)
 
 
-def _own_part(cache: Cache, keys: Sequence[str], *, rank: int, world: int) -> list[str]:
-    """Every world-th of `keys`, as far as missing.
+def _entry(latents: Tensor, mask: Tensor | None, *, label: str) -> dict[str, Tensor]:
+    if not bool(latents.isfinite().all()):
+        raise InputError(
+            f"{printable(label)}: its latents are not finite: look at the picture, or encode in another precision."
+        )
+    if mask is None:
+        return {"latents": latents}
 
-    The split is over all keys, not over the missing ones: those change while other ranks write.
-    """
-    return cache.missing(keys[rank::world])
+    return {"latents": latents, "mask": pool_mask(mask, (latents.shape[-2], latents.shape[-1])).float()}
 
 
-def _batches(todo: Mapping[str, tuple[Example, Bucket]], batch_size: int) -> Iterator[list[str]]:
-    """Neighbours of one bucket together, at most `batch_size`."""
-    batch: list[str] = []
-    for key, (_, bucket) in todo.items():
-        if batch and (len(batch) == batch_size or todo[batch[0]][1] != bucket):
+# -- sharing the work -----------------------------------------------------------------------------------------------
+
+
+def _fill(
+    cache: Cache,
+    keys: Iterable[str],
+    work: Callable[[NDArray[Any]], Generator[int, None, None]],
+    on_progress: Callable[[int], object] | None,
+) -> Filled:
+    """Has `work` done on all that is missing; it takes numbers of keys and yields how many it has just finished."""
+    todo, found = processes.on_first_rank(lambda: _missing(cache, keys))
+    made = len(todo)
+    alone = processes.world() == 1
+    while len(todo):
+        parts = np.array_split(todo, processes.world())
+        done, error = _round(work, parts[processes.rank()], math.inf if alone else processes.HEARTBEAT, on_progress)
+        if error and alone:
+            raise error
+        outcomes = processes.gather_objects((done, _portable(error)))
+        if error:
+            raise error
+        for _, others in outcomes:
+            if others:
+                raise others
+        if on_progress:
+            on_progress(sum(count for count, _ in outcomes) - done)
+        todo = np.concatenate([part[count:] for part, (count, _) in zip(parts, outcomes)])
+    return Filled(made, found)
+
+
+def _missing(cache: Cache, keys: Iterable[str]) -> tuple[NDArray[Any], int]:
+    """The numbers of those `keys` that `cache` lacks, each key once and in order, and how many others it has."""
+    packed = pack(keys)
+    _, first = np.unique(packed, return_index=True)
+    first.sort()
+    there = cache.contains(packed[first])
+    return first[~there], int(there.sum())
+
+
+def _round(
+    work: Callable[[NDArray[Any]], Generator[int, None, None]],
+    part: NDArray[Any],
+    seconds: float,
+    on_progress: Callable[[int], object] | None,
+) -> tuple[int, Exception | None]:
+    """Works on `part` for so many seconds, and says how much of it was done and written, and what went wrong."""
+    done, end = 0, time.monotonic() + seconds
+    try:
+        with contextlib.closing(work(part)) as steps:
+            for count in steps:
+                done += count
+                if on_progress:
+                    on_progress(count)
+                if time.monotonic() >= end:
+                    break
+    except Exception as error:
+        return done, error
+    return done, None
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """`error` as other ranks can raise it: one of a library may not survive the journey."""
+    if error is None or isinstance(error, LorakitError):
+        return error
+    return RuntimeError(f"rank {processes.rank()} failed: {type(error).__name__}: {error}")
+
+
+def _batches(pictures: Iterable[tuple[int, Prepared]], batch_size: int) -> Iterator[list[tuple[int, Prepared]]]:
+    """Neighbours of one size together, at most `batch_size`."""
+    batch: list[tuple[int, Prepared]] = []
+    for number, picture in pictures:
+        if batch and batch[0][1].pixels.shape != picture.pixels.shape:
             yield batch
             batch = []
-        batch.append(key)
+        batch.append((number, picture))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
-
-
-def _read_ahead(pool: ThreadPoolExecutor, jobs: Sequence[tuple[Example, Bucket]]) -> Iterator[Tensor]:
-    """The pictures of `jobs` in order, the next few already being decoded."""
-    waiting: deque[Future[Tensor]] = deque()
-    for example, bucket in jobs:
-        waiting.append(pool.submit(_read, example, bucket))
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _read(example: Example, bucket: Bucket) -> Tensor:
-    try:
-        data = example.path.read_bytes()
-        if hashlib.sha256(data).hexdigest() == example.digest:
-            return pixels(crop_to(upright_rgb(io.BytesIO(data)), bucket)[0])
-    except (OSError, BadImageError) as error:
-        raise InputError(f"{printable(example.path)}: it cannot be read any more ({printable(error)}).") from None
-    raise InputError(f"{printable(example.path)}: it was changed since the folder was read: start again.")
 
 
 class _Shards:
@@ -173,6 +240,7 @@ class _Shards:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._entries: dict[str, Mapping[str, Tensor]] = {}
+        self._bytes = 0
         self._since = time.monotonic()
 
     def __enter__(self) -> "_Shards":
@@ -185,10 +253,12 @@ class _Shards:
 
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         self._entries[key] = tensors
-        if len(self._entries) >= _SHARD_ENTRIES or time.monotonic() - self._since >= _SHARD_SECONDS:
+        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+        late = time.monotonic() - self._since >= _SHARD_SECONDS
+        if late or len(self._entries) >= _SHARD_ENTRIES or self._bytes >= _SHARD_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         self._cache.write(self._entries)
-        self._entries = {}
+        self._entries, self._bytes = {}, 0
         self._since = time.monotonic()
