@@ -4,37 +4,62 @@ Here: the `data` section of a recipe and what becomes of it. Next: `cache.py` en
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 from lorakit.core.settings import Settings
-from lorakit.core.types import Example
-from lorakit.data.buckets import Bucket, BucketSettings, assign, make_buckets, upscale
-from lorakit.data.cache import default_folder, refuse_within
-from lorakit.data.plan import Plan, PlanEntry
+from lorakit.core.types import Example, Place
+from lorakit.data.buckets import Bucket, BucketSettings, bucket_ids, make_buckets, size_problem
+from lorakit.data.cache import default_folder, latent_key, refuse_within
+from lorakit.data.captions import draw_caption, variants
+from lorakit.data.cut import Cut, cuts, draw_cut, plain_cut
+from lorakit.data.examples import ROLES, Examples
+from lorakit.data.images import BadImageError, Prepared, prepare_picture
+from lorakit.data.plan import Draw, Plan
 from lorakit.data.report import DataReport, make_report
-from lorakit.data.sources import Scan, SourceSettings, scan, source_index
+from lorakit.data.scan import scan
+from lorakit.data.sources import SourceSettings, Storage, open_source
+from lorakit.data.split import split
+
+T = TypeVar("T")
 
 
 class DataSettings(Settings):
     """What is trained on, and how it is prepared."""
 
     sources: list[SourceSettings] = Field(default_factory=list)
-    """Folders of pictures."""
+    """Where pictures come from."""
 
     buckets: BucketSettings = BucketSettings()
     """The sizes that pictures are cut to."""
 
+    validation: float = Field(default=0.0, ge=0.0, lt=1.0, allow_inf_nan=False)
+    """Share of the training sources' pictures that is put aside for validation."""
+
     cache: str | None = None
     """Where encoded pictures and captions are kept for other runs; absent: lorakit/data in the user's cache folder."""
 
+    cache_latents: bool = True
+    """Whether pictures are encoded once and kept; if not (and where a source's crops are random) at every step."""
+
+    caption_variants: int = Field(default=4, ge=1, le=1000)
+    """How many forms of a caption that is shuffled, thinned out or chosen by chance are encoded and kept."""
+
+    weighted_tags: bool = False
+    """Whether "(tag:1.3)" in captions means emphasis, as in A1111, and not these characters."""
+
     workers: int = Field(default=0, ge=0, le=256)
-    """Processes that read the cache and draw noise ahead of the training; the numbers are the same for any."""
+    """Processes that read pictures and cache and draw noise ahead of the training; the numbers are the same for any."""
 
     on_bad_image: Literal["error", "skip"] = "error"
     """What a picture that cannot be used leads to: all of them are named, and then it ends or goes on without them."""
@@ -42,21 +67,182 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class Dataset:
-    """`bucket_of` and `caption_dropout` go with `examples`, by index, and so do the entries of `plan`."""
+    """All examples with what may be drawn of them; `bucket_ids` (N, R) are indices of `buckets`, -1 for none."""
 
-    examples: tuple[Example, ...]
-    bucket_of: tuple[Bucket, ...]
-    caption_dropout: tuple[float, ...]
+    examples: Examples
+    settings: DataSettings
+    storages: tuple[Storage, ...]
+    buckets: tuple[Bucket, ...]
+    bucket_ids: NDArray[Any]
     plan: Plan
+
+    @property
+    def cached_latents(self) -> bool:
+        """Whether the sets of crops are finite and to be encoded once."""
+        return self.settings.cache_latents and all(s.crop != "random" for s in self.settings.sources)
+
+    def source_of(self, index: int) -> SourceSettings:
+        return self.settings.sources[int(self.examples.sources[index])]
+
+    def buckets_of(self, index: int) -> tuple[Bucket, ...]:
+        """The sizes that example `index` is trained at."""
+        return tuple(self.buckets[i] for i in self.bucket_ids[index] if i >= 0)
+
+    def cuts_of(self, index: int) -> tuple[Cut, ...]:
+        """Every cut that a sample of example `index` may be, by bucket; where crops are drawn, the middle ones.
+
+        A validation example has its plain cut only, at its first bucket.
+        """
+        example, source, buckets = self.examples[index], self.source_of(index), self.buckets_of(index)
+        if example.role == "validation":
+            return (plain_cut(source, buckets[0], size=example.size, focus=example.focus),)
+        if source.crop == "random":
+            return tuple(plain_cut(source, bucket, size=example.size, focus=example.focus) for bucket in buckets)
+        return tuple(
+            cut
+            for bucket in buckets
+            for cut in cuts(source, bucket, digest=example.digest, size=example.size, focus=example.focus)
+        )
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The forms of example `index`'s caption that are encoded and kept; of a validation example the first."""
+        found = variants(
+            self.source_of(index),
+            self.examples[index].captions,
+            count=self.settings.caption_variants,
+            weighted=self.settings.weighted_tags,
+        )
+        return found[:1] if self._is_validation(index) else found
+
+    def all_captions(self) -> "Expanded[str]":
+        """Every text that a sample may come with, some more than once; "" stands for all that are dropped."""
+        sources = self.settings.sources
+        extra = [""] if any(s.caption_dropout or s.class_prompt is not None for s in sources) else []
+        extra += [s.class_prompt for s in sources if s.class_prompt is not None]
+        counts = [len(extra), *(len(self.captions_of(i)) for i in range(len(self.examples)))]
+        return Expanded(counts, partial(self._caption, extra))
+
+    def all_latents(self, *, fingerprint: str) -> "Expanded[tuple[str, str, tuple[int, Cut]]]":
+        """All that is to be encoded: (cache key, name for messages, (example, cut))."""
+        probe = Bucket(64, 64)
+        per_bucket = np.array(
+            [
+                1 if source.crop == "random" else len(cuts(source, probe, digest="", size=probe, focus=None))
+                for source in self.settings.sources
+            ]
+        )
+        counts = (self.bucket_ids >= 0).sum(1) * per_bucket[self.examples.sources]
+        counts[self.examples.roles == ROLES.index("validation")] = 1
+        return Expanded(counts, partial(self._latents, fingerprint))
+
+    def draw_cut(self, index: int, bucket: Bucket, *, draw: torch.Generator) -> Cut:
+        """A sample's cut; one of `cuts_of` unless crops are drawn."""
+        example, source = self.examples[index], self.source_of(index)
+        if example.role == "validation":
+            return plain_cut(source, bucket, size=example.size, focus=example.focus)
+        return draw_cut(source, bucket, digest=example.digest, size=example.size, focus=example.focus, draw=draw)
+
+    def draw_caption(self, index: int, *, draw: torch.Generator, from_variants: bool) -> str:
+        """A sample's caption: one of `captions_of`, or else made anew; or "" where it is dropped."""
+        if self._is_validation(index):
+            return self.captions_of(index)[0]
+        return draw_caption(
+            self.source_of(index),
+            self.examples[index].captions,
+            draw=draw,
+            variants=self.captions_of(index) if from_variants else None,
+            weighted=self.settings.weighted_tags,
+        )
+
+    def latent_key(self, index: int, cut: Cut, *, fingerprint: str) -> str:
+        """The cache's key of a cut of example `index`."""
+        return latent_key(
+            self.examples[index].digest,
+            cut,
+            fingerprint=fingerprint,
+            mask_digest=self._mask_of(index)[1],
+            alpha_mask=self.source_of(index).mask == "alpha",
+        )
+
+    def read(self, index: int) -> bytes:
+        """The bytes of example `index`; InputError where they are not those that were scanned."""
+        example = self.examples[index]
+        return self._checked(example, example.place, example.digest)
+
+    def prepare(self, job: tuple[int, Cut]) -> Prepared:
+        """`picture` of an entry of `all_latents`."""
+        return self.picture(*job)
+
+    def picture(self, index: int, cut: Cut) -> Prepared:
+        """A cut of example `index`, with its mask if it has one; InputError as `read`."""
+        example = self.examples[index]
+        place, digest = self._mask_of(index)
+        mask = None if place is None else self._checked(example, place, digest)
+        try:
+            return prepare_picture(self.read(index), cut, mask=mask, alpha_mask=self.source_of(index).mask == "alpha")
+        except BadImageError as error:
+            raise InputError(f"{printable(example.key)}: it cannot be read any more ({printable(error)}).") from None
+
+    def validation(self) -> list[int]:
+        """The examples that are put aside for validation."""
+        return [int(i) for i in np.flatnonzero(self.examples.roles == ROLES.index("validation"))]
+
+    def _caption(self, extra: Sequence[str], index: int, number: int) -> str:
+        return self.captions_of(index - 1)[number] if index else extra[number]
+
+    def _latents(self, fingerprint: str, index: int, number: int) -> tuple[str, str, tuple[int, Cut]]:
+        cut = self.cuts_of(index)[number]
+        return self.latent_key(index, cut, fingerprint=fingerprint), self.examples.keys[index], (index, cut)
+
+    def _mask_of(self, index: int) -> tuple[Place | None, str]:
+        example = self.examples[index]
+        wanted = self.source_of(index).mask == "auto"
+        return (example.mask, example.mask_digest) if wanted else (None, "")
+
+    def _checked(self, example: Example, place: Place, digest: str) -> bytes:
+        try:
+            data = self.storages[example.source].read(place)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{printable(example.key)}: it cannot be read any more ({printable(error)}).") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InputError(f"{printable(example.key)}: it was changed since it was first read: start again.")
+        return data
+
+    def _is_validation(self, index: int) -> bool:
+        return ROLES[int(self.examples.roles[index])] == "validation"
+
+
+class Expanded(Sequence[T], Generic[T]):
+    """`counts[i]` items for each i, one after the other, made by `item(i, number)` when they are asked for."""
+
+    def __init__(self, counts: Any, item: Callable[[int, int], T]) -> None:
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._item = item
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        position = range(len(self))[index]
+        owner = int(np.searchsorted(self._ends, position, side="right"))
+        return self._item(owner, position - (int(self._ends[owner - 1]) if owner else 0))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The report on the data, and they themselves where nothing is wrong with them."""
+
+    dataset: Dataset | None
     report: DataReport
 
-    def captions(self) -> list[str]:
-        """Every caption that a sample may come with, each once; the empty one too if captions may be dropped."""
-        dropped = [""] if any(self.caption_dropout) else []
-        return list(dict.fromkeys([*(e.caption for e in self.examples), *dropped]))
+    def usable(self) -> Dataset:
+        """The data; InputError with all that is wrong with them."""
+        if self.dataset is None:
+            raise InputError(list(self.report.errors))
+        return self.dataset
 
 
-def prepare(
+def survey(
     settings: DataSettings,
     *,
     side_multiple: int,
@@ -64,68 +250,115 @@ def prepare(
     global_batch: int,
     count_tokens: Callable[[str], int] | None = None,
     token_limit: int | None = None,
-) -> Dataset:
-    """Reads the sources and plans the training; nothing is written and no model is touched.
+    steps: int | None = None,
+    epochs: int | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> Survey:
+    """Reads the sources and plans the training; no model is touched, and what is wrong is told in the report.
 
     `side_multiple` is what the model family needs sides to be a multiple of; with `count_tokens` and `token_limit`
-    captions that are too long are reported. Raises InputError with all that is wrong in settings and folders.
+    captions that are too long are reported; `steps` or `epochs` is how long is trained.
     """
     problems: list[str] = []
     buckets: list[Bucket] = []
-    found: Scan | None = None
+    max_upscale = settings.buckets.max_upscale
+    cache = Path(settings.cache) if settings.cache else default_folder()
     try:
         buckets = make_buckets(settings.buckets, side_multiple=side_multiple)
     except InputError as error:
         problems += error.problems
     try:
-        folder = Path(settings.cache) if settings.cache else default_folder()
-        refuse_within(folder, [Path(source.path) for source in settings.sources], key="data.cache")
+        refuse_within(cache, [Path(source.path) for source in settings.sources], key="data.cache")
     except InputError as error:
         problems += error.problems
     if settings.sources and all(source.role != "train" for source in settings.sources):
-        problems.append('data.sources are all for regularization: at least one must have role = "train".')
-
-    def size_problem(size: tuple[int, int]) -> str | None:
-        return _too_small(size, buckets, max_upscale=settings.buckets.max_upscale) if buckets else None
-
-    try:
-        found = scan(settings.sources, size_problem=size_problem, on_bad_image=settings.on_bad_image)
-    except InputError as error:
-        problems += error.problems
-    if problems or found is None:
-        raise InputError(problems)
-    bucket_of = tuple(assign(example.size, buckets) for example in found.examples)
-    sources = [settings.sources[source_index(example.key)] for example in found.examples]
-    entries = [
-        PlanEntry(example.key, bucket, source.repeats, source.role, _content(example, source))
-        for example, bucket, source in zip(found.examples, bucket_of, sources)
-    ]
-    plan = Plan(entries, seed=seed, global_batch=global_batch)
+        problems.append('data.sources: none is trained on: at least one must have role = "train".')
+    found = scan(
+        settings.sources,
+        cache=cache,
+        size_problem=lambda size: size_problem(size, buckets, max_upscale=max_upscale) if buckets else None,
+        on_bad_image=settings.on_bad_image,
+        on_progress=on_progress,
+    )
+    problems += found.problems
+    data = None
+    if not problems:
+        examples = _with_validation(found.examples, settings, seed=seed)
+        ids = bucket_ids(examples.sizes, buckets, max_upscale=max_upscale)
+        plan = Plan(
+            examples.keys,
+            np.where(examples.roles == ROLES.index("validation"), -1, examples.sources),
+            ids,
+            buckets=buckets,
+            draws=[_draw(source) for source in settings.sources],
+            seed=seed,
+            global_batch=global_batch,
+            content=_content(examples),
+        )
+        storages = tuple(open_source(source, i, cache=cache) for i, source in enumerate(settings.sources))
+        data = Dataset(examples, settings, storages, tuple(buckets), ids, plan)
+        problems += [*_leaks(examples), *_gaps(plan, last_step=steps or plan.steps_in(epochs or 1))]
     report = make_report(
-        found,
-        bucket_of,
-        sources=settings.sources,
-        buckets=settings.buckets,
-        plan=plan,
+        data.examples if data else found.examples,
+        settings=settings,
+        buckets_of=data.buckets_of if data else None,
+        captions_of=data.captions_of if data else None,
+        plan=data.plan if data else None,
+        errors=problems,
+        warnings=found.warnings,
+        skipped=found.skipped,
         count_tokens=count_tokens,
         token_limit=token_limit,
+        steps=steps,
+        epochs=epochs,
     )
-    dropout = tuple(source.caption_dropout for source in sources)
-    return Dataset(found.examples, bucket_of, dropout, plan, report)
+    return Survey(None if problems else data, report)
 
 
-def _too_small(size: tuple[int, int], buckets: list[Bucket], *, max_upscale: float) -> str | None:
-    bucket = assign(size, buckets)
-    scale = upscale(size, bucket)
-    if scale <= max_upscale:
-        return None
-    return (
-        f"it is too small, {size[0]}×{size[1]}: {bucket.width}×{bucket.height} would enlarge it {scale:.1f} times "
-        f"(data.buckets.max_upscale is {max_upscale:g}); use a larger picture or lower data.buckets.resolution"
-    )
+def _gaps(plan: Plan, *, last_step: int) -> list[str]:
+    """What is said where the sources end before the training does."""
+    gap = plan.gap()
+    if gap is None or gap >= last_step:
+        return []
+    return [
+        f"data.sources: from step {gap} on no source is left to train on: raise an end_step or lower a start_step, or "
+        "train for fewer steps."
+    ]
 
 
-def _content(example: Example, source: SourceSettings) -> str:
-    """A digest of what a sample of this example trains on, its file and its caption and how they count."""
-    text = "\x1f".join([example.digest, example.caption, str(example.weight), str(source.caption_dropout)])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _with_validation(examples: Examples, settings: DataSettings, *, seed: int) -> Examples:
+    """`examples` with a share of the training ones put aside."""
+    trained = np.flatnonzero(examples.roles == ROLES.index("train"))
+    held_out = split((examples.digests[i].tobytes().hex() for i in trained), settings.validation, seed=seed)
+    roles = examples.roles.copy()
+    roles[trained[held_out]] = ROLES.index("validation")
+    return examples.with_roles(roles)
+
+
+def _leaks(examples: Examples) -> list[str]:
+    """What is said of pictures both trained on and put aside: their validation loss would mean nothing."""
+    held_out = np.flatnonzero(examples.roles == ROLES.index("validation")).tolist()
+    if not held_out:
+        return []
+    digests = {examples.digests[i].tobytes(): examples.keys[i] for i in held_out}
+    trained = np.flatnonzero(examples.roles != ROLES.index("validation")).tolist()
+    found = ((i, digests.get(examples.digests[i].tobytes())) for i in trained)
+    return [
+        f"{printable(key)}: it is for validation, and the same file as {printable(examples.keys[i])}, which is trained "
+        "on: remove one of them."
+        for i, key in found
+        if key is not None
+    ]
+
+
+def _draw(source: SourceSettings) -> Draw:
+    return Draw(source.role, source.repeats, source.samples_per_epoch, source.start_step, source.end_step)
+
+
+def _content(examples: Examples) -> str:
+    """A digest of what the examples are: their pictures, captions, masks and focus."""
+    digest = hashlib.sha256()
+    for example in examples:
+        parts = [example.digest, *example.captions, example.mask_digest, str(example.focus), example.role]
+        digest.update("\x1f".join(parts).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

@@ -1,25 +1,28 @@
 """Serving each step's samples from the cache, with all that is random about them.
 
-Here: a sample's noise, timestep quantile and dropped caption, drawn by rule from (seed, n), and the worker processes
+Here: a sample's noise, timestep quantile, cut and caption, drawn by rule from (seed, n), and the worker processes
 that do it ahead of the training. Not here: which samples a step has (`plan.py`), how latents came about (`cache.py`).
 """
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lorakit.core.errors import LorakitError
 from lorakit.core.seeding import generator
 from lorakit.core.types import Batch, Text
-from lorakit.data.cache import Cache, latent_key, text_key
+from lorakit.data.buckets import Bucket
+from lorakit.data.cache import Cache, text_key
 from lorakit.data.dataset import Dataset
-from lorakit.data.plan import GlobalBatch
+from lorakit.data.images import Cut, crop_info, pool_mask
+from lorakit.data.plan import GlobalBatch, share
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class StepPlan:
 class Loader:
     """What a rank trains on, step by step.
 
-    Latents and, unless `text_fingerprint` is None (a text encoder is adapted), text are read from `cache`, which must
-    hold them under these fingerprints. The numbers are the same for any number of `workers`; the global random
-    generators are left alone.
+    Latents, if `data` caches them, and text, unless `text_fingerprint` is None (a text encoder is adapted), are read
+    from `cache`, which must hold them under these fingerprints; else a batch has pixels, with noise of the shape that
+    `latent_shape` gives for a size. The numbers are the same for any number of `workers`; the global random generators
+    are left alone.
     """
 
     def __init__(
@@ -46,23 +50,21 @@ class Loader:
         *,
         latents_fingerprint: str,
         text_fingerprint: str | None,
+        latent_shape: Callable[[Bucket], tuple[int, ...]],
         seed: int,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        keys = tuple(
-            latent_key(e.digest, b, fingerprint=latents_fingerprint) for e, b in zip(data.examples, data.bucket_of)
-        )
-        self._samples = _Samples(data, cache, keys, text_fingerprint, seed)
+        self._samples = _Samples(data, cache, latents_fingerprint, text_fingerprint, latent_shape, seed)
         self._split = _Split(batch_size, rank, world)
         self._workers = workers
 
     def steps(self, first_step: int, last_step: int) -> Iterator[StepPlan]:
         """Steps first_step … last_step - 1, counted from 0 over the whole training.
 
-        Raises StorageError if the cache has lost something.
+        Raises StorageError if the cache has lost something, InputError for a picture that changed.
         """
         steps = _Steps(self._samples, self._split)
         if not self._workers:
@@ -70,6 +72,16 @@ class Loader:
             return
         for step in self._ahead(steps, range(first_step, last_step)):
             yield _raised(step)
+
+    def validation(self, draws: int) -> Iterator[Batch]:
+        """This rank's share of the validation examples, each at `draws` fixed noises and stratified timesteps.
+
+        A batch is one example's draws: the quantiles' strata are [k / draws, (k + 1) / draws), and nothing of it
+        depends on the step or on how many ranks share the work.
+        """
+        chosen = self._samples.data.validation()
+        for position in share(len(chosen), self._split.rank, self._split.world):
+            yield self._samples.held_out(chosen[position], draws)
 
     def _ahead(self, steps: "_Steps", numbers: range) -> Iterator[StepPlan | LorakitError]:
         """`steps` made by worker processes, which end with the iterator."""
@@ -97,45 +109,132 @@ class _Split:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """A sample's picture, as latents or as pixels, with its mask in 0 … 1 at the latents' size."""
+
+    size: Tensor
+    latents: Tensor | None
+    pixels: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
 class _Samples:
-    """The making of batches from the examples; `latent_keys` go with the examples."""
+    """The making of batches from the examples."""
 
     data: Dataset
     cache: Cache
-    latent_keys: tuple[str, ...]
+    latents_fingerprint: str
     text_fingerprint: str | None
+    latent_shape: Callable[[Bucket], tuple[int, ...]]
     seed: int
 
     def batch(self, chosen: GlobalBatch, cut: range) -> Batch:
         """The samples at the positions `cut` of a global batch, of one bucket."""
         entries, numbers = [chosen.entries[i] for i in cut], [chosen.numbers[i] for i in cut]
-        examples = [self.data.examples[entry] for entry in entries]
-        captions = [self._caption(entry, n) for entry, n in zip(entries, numbers)]
-        latents = torch.stack([self.cache.read(self.latent_keys[entry])["latents"] for entry in entries])
+        bucket = chosen.buckets[cut.start]
+        cached = self.text_fingerprint is not None
+        captions = [
+            self.data.draw_caption(entry, draw=self._of(n, "caption"), from_variants=cached)
+            for entry, n in zip(entries, numbers)
+        ]
+        seen = [
+            self._seen(entry, self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")))
+            for entry, n in zip(entries, numbers)
+        ]
+        shape = self.latent_shape(bucket)
+        return self._assemble(
+            entries,
+            numbers,
+            captions,
+            seen,
+            noise=torch.stack([torch.randn(shape, generator=self._of(n, "noise")) for n in numbers]),
+            quantile=torch.stack([torch.rand((), generator=self._of(n, "timestep")) for n in numbers]),
+        )
+
+    def held_out(self, entry: int, draws: int) -> Batch:
+        """`draws` samples of a validation example, the same at every call."""
+        key = self.data.examples.keys[entry]
+        bucket = self.data.buckets_of(entry)[0]
+        generators = [generator(self.seed, key, k, "validation") for k in range(draws)]
+        seen = self._seen(entry, self.data.draw_cut(entry, bucket, draw=generators[0]))
+        caption = self.data.draw_caption(entry, draw=generators[0], from_variants=True)
+        quantile = [(k + torch.rand((), generator=g)) / draws for k, g in enumerate(generators)]
+        return self._assemble(
+            [entry] * draws,
+            list(range(draws)),
+            [caption] * draws,
+            [seen] * draws,
+            noise=torch.stack([torch.randn(self.latent_shape(bucket), generator=g) for g in generators]),
+            quantile=torch.stack(quantile),
+        )
+
+    def _assemble(
+        self,
+        entries: Sequence[int],
+        numbers: Sequence[int],
+        captions: Sequence[str],
+        seen: Sequence[_Seen],
+        *,
+        noise: Tensor,
+        quantile: Tensor,
+    ) -> Batch:
+        sources = [self.data.source_of(entry) for entry in entries]
+        classes = [source.class_prompt for source in sources]
         return Batch(
-            keys=tuple(example.key for example in examples),
+            keys=tuple(self.data.examples.keys[entry] for entry in entries),
             numbers=tuple(numbers),
             captions=tuple(captions),
-            latents=latents,
-            noise=torch.stack([torch.randn(latents.shape[1:], generator=self._of(n, "noise")) for n in numbers]),
-            quantile=torch.stack([torch.rand((), generator=self._of(n, "timestep")) for n in numbers]),
-            weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
+            latents=_stack([s.latents for s in seen]),
+            pixels=_stack([s.pixels for s in seen]),
+            noise=noise,
+            quantile=quantile,
+            weight=torch.tensor([source.weight for source in sources], dtype=torch.float32),
             text=self._text(captions),
+            # a sample without a class prompt of its own keeps its caption's place with the empty one
+            class_text=self._text([c or "" for c in classes]) if any(c is not None for c in classes) else None,
+            sizes=torch.stack([s.size for s in seen]),
+            mask=_masks(seen, noise.shape[-2:]),
         )
+
+    def _seen(self, entry: int, cut: Cut) -> _Seen:
+        example, source = self.data.examples[entry], self.data.source_of(entry)
+        info = crop_info(example.size, cut)
+        width, height = example.size
+        size = torch.tensor([height, width, info.top, info.left, cut.bucket.height, cut.bucket.width])
+        if self.data.cached_latents:
+            stored = self.cache.read(self.data.latent_key(entry, cut, fingerprint=self.latents_fingerprint))
+            latents, pixels, mask = stored["latents"], None, stored.get("mask")
+        else:
+            prepared = self.data.picture(entry, cut)
+            latents, pixels = None, prepared.pixels
+            height, width = self.latent_shape(cut.bucket)[-2:]
+            mask = None if prepared.mask is None else pool_mask(prepared.mask, (height, width))
+        if mask is not None:
+            mask = source.mask_floor + (1 - source.mask_floor) * mask.float()
+        return _Seen(size, latents, pixels, mask)
 
     def _of(self, n: int, purpose: str) -> torch.Generator:
         return generator(self.seed, n, purpose)
-
-    def _caption(self, entry: int, n: int) -> str:
-        chance = self.data.caption_dropout[entry]
-        dropped = chance > 0 and float(torch.rand((), generator=self._of(n, "caption"))) < chance
-        return "" if dropped else self.data.examples[entry].caption
 
     def _text(self, captions: Sequence[str]) -> Text | None:
         if self.text_fingerprint is None:
             return None
         parts = [self.cache.read(text_key(caption, fingerprint=self.text_fingerprint)) for caption in captions]
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Of a batch all samples have latents, or none has."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
+
+
+def _masks(seen: Sequence[_Seen], size: Sequence[int]) -> Tensor | None:
+    """The masks (B, 1, h, w), ones for samples without; None where there is none at all."""
+    if all(s.mask is None for s in seen):
+        return None
+    return torch.stack([torch.ones(1, *size) if s.mask is None else s.mask for s in seen])
 
 
 class _Steps(TorchDataset):
@@ -153,7 +252,8 @@ class _Steps(TorchDataset):
             batches = tuple(self._samples.batch(chosen, cut) for cut in cuts)
         except LorakitError as error:
             return error
-        return StepPlan(chosen.epoch, tuple(plan.entries[i].key for i in chosen.entries), batches)
+        keys = self._samples.data.examples.keys
+        return StepPlan(chosen.epoch, tuple(keys[i] for i in chosen.entries), batches)
 
 
 def _raised(step: StepPlan | LorakitError) -> StepPlan:

@@ -11,7 +11,7 @@ from lorakit.core.settings import Settings, validate
 from lorakit.families.protocol import Description, Family
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
-FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders"}))
+FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders", "emphasis"}))
 
 
 def load(name: str, path: str, **settings: Any) -> Family:

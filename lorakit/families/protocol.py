@@ -51,8 +51,15 @@ class Family(Protocol):
         """Pixels (B, 3, H, W) in -1 … 1 to latents as the backbone takes them."""
         ...
 
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        """Conditioning of `captions`, padded and truncated as the stock pipeline does it."""
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """The shape (C, h, w) of the latents of a picture of these pixels."""
+        ...
+
+    def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
+        """Conditioning of `captions`, padded and truncated as the stock pipeline does it.
+
+        `weighted`: "(tag:1.3)" in them is emphasis; InputError where the family cannot honour it.
+        """
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:

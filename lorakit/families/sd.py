@@ -18,7 +18,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import folders
+from lorakit.families import emphasis, folders
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -115,13 +115,22 @@ class StableDiffusion:
         mean = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean
         return mean * self.vae.config.scaling_factor
 
-    def encode_text(self, captions: Sequence[str]) -> Text:
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.vae.config.latent_channels, height // self.side_multiple, width // self.side_multiple
+
+    def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
-        tokens = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.token_limit, return_tensors="pt"
-        ).to(self.text_encoder.device)
-        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        return {"states": self.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state}
+        if weighted:
+            ids, present, weights = emphasis.weighted_tokens(self.tokenizer, captions, limit=self.token_limit)
+        else:
+            tokens = self.tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=self.token_limit, return_tensors="pt"
+            )
+            ids, present, weights = tokens.input_ids, tokens.attention_mask, None
+        device = self.text_encoder.device
+        mask = present.to(device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        states = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
+        return {"states": states if weights is None else emphasis.weigh(states, weights.to(device))}
 
     def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
         return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample

@@ -4,7 +4,9 @@ Rank 0 writes; the others wait where they must. When each is called is the loop'
 """
 
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lorakit.adapters import adapter_state
 from lorakit.adapters.state import state_metadata
 from lorakit.core.files import written_aside
 from lorakit.core.processes import barrier, rank, world
+from lorakit.core.types import Batch
 from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
 from lorakit.sampling.pictures import SampleSettings, draw, requests
@@ -24,6 +27,7 @@ from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime
 from lorakit.training.report import write_report
 from lorakit.training.step import Trainee
+from lorakit.training.validation import validation_loss
 
 log = logging.getLogger("lorakit")
 
@@ -43,7 +47,9 @@ class Keeper:
     facts: Mapping[str, Any]
     trainee: Trainee
     runtime: Runtime
+    validation: Callable[[], Iterable[Batch]] | None
     file: MetricsFile | None
+    validations: MetricsFile | None
     bar: Any
 
     def metrics(self, record: dict[str, Any]) -> None:
@@ -56,12 +62,13 @@ class Keeper:
         self.runtime.track(record)
 
     def flush(self) -> None:
-        if self.file is not None:
-            self.file.flush()
+        for file in (self.file, self.validations):
+            if file is not None:
+                file.flush()
 
     def save(self, step: int) -> None:
+        self.flush()
         if self.file is not None:
-            self.file.flush()
             state = adapter_state(self.trainee.adapted)
             checkpoint.save(
                 self.output / "checkpoints",
@@ -97,6 +104,19 @@ class Keeper:
             except Exception as error:  # a picture that cannot be drawn must not end a run
                 log.warning("sample pictures of step %d failed: %s: %s", step, type(error).__name__, error)
         barrier()
+
+    def validate(self, step: int) -> None:
+        """Measures the pictures put aside, on all ranks, and writes a line."""
+        if self.validation is None:
+            return
+        started = time.perf_counter()
+        loss, samples = validation_loss(self.trainee, self.validation())
+        number = loss if math.isfinite(loss) else None
+        record = {"step": step, "loss": number, "samples": samples, "seconds": time.perf_counter() - started}
+        if self.validations is not None:
+            self.validations.write(record)
+            self.runtime.track({"step": step, "validation_loss": loss})
+            log.info("step %d: validation loss %.4f", step, loss)
 
     def _draw(self, step: int) -> None:
         adapted = self.trainee.adapted.values()

@@ -43,6 +43,8 @@ class RunSettings(core_settings.Settings):
     """Checkpoints to keep; 0: all."""
     sample_every: int = Field(0, ge=0)
     """Optimizer steps between sample pictures; 0: none."""
+    validate_every: int = Field(100, ge=0)
+    """Optimizer steps between measurements on the pictures put aside for validation, if there are any; 0: none."""
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Number format of the adapter that is handed out."""
     format: str | None = None
@@ -65,6 +67,7 @@ class Hooks(Protocol):
     def metrics(self, record: dict[str, Any]) -> None: ...
     def save(self, step: int) -> None: ...
     def sample(self, step: int) -> None: ...
+    def validate(self, step: int) -> None: ...
 
 
 def run_loop(
@@ -76,14 +79,18 @@ def run_loop(
     lr_factor: Callable[[int], float],
     save_every: int,
     sample_every: int,
+    validate_every: int,
     hooks: Hooks,
     interrupt: Interrupt,
 ) -> LoopReport:
-    """Steps first_step + 1 … last_step. A checkpoint comes before samples, and one at the end in any case.
+    """Steps first_step + 1 … last_step. A checkpoint comes before samples, and one at the end in any case; a run begins
+    with a validation, and a resumed one repeats that of the step it goes on from.
 
     Raises InterruptedRun after saving where a signal came, DivergedError after MAX_SKIPPED non-finite steps in a row.
     """
     skipped, loss, saved = 0, None, first_step
+    if validate_every and (first_step % validate_every == 0 or first_step == last_step):
+        hooks.validate(first_step)
     for step in range(first_step + 1, last_step + 1):
         started = time.perf_counter()
         plan = next(plans)
@@ -124,4 +131,6 @@ def run_loop(
             )
         if sample_every and (last or step % sample_every == 0):
             hooks.sample(step)
+        if validate_every and (last or step % validate_every == 0):
+            hooks.validate(step)
     return LoopReport(last_step, loss)

@@ -6,13 +6,15 @@ many ranks and micro steps they were computed. Not here: what the loop does betw
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.adapters.state import adapters_disabled
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 from lorakit.core.processes import sum_tensors
 from lorakit.core.seeding import hashed
 from lorakit.core.types import Batch, LossReport, Predict, Text
@@ -27,6 +29,7 @@ class Trainee:
     """
 
     family: Family
+    encode_text: Callable[[Sequence[str]], Text]
     adapted: Mapping[str, nn.Module]
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -60,25 +63,35 @@ def predictor(trainee: Trainee, batch: Batch) -> Predict:
         if not adapter:
             with adapters_disabled(trainee.adapted):
                 return predict(x_t, t, text=text)
-        states = trainee.family.encode_text(batch.captions) if text is None else text
+        states = trainee.encode_text(batch.captions) if text is None else text
         return trainee.family.predict(x_t, t, states)
 
     return predict
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+def ready(trainee: Trainee, batch: Batch) -> Batch:
+    """`batch` on the device, its pixels encoded where it has no latents yet.
 
-    text = None if batch.text is None else {name: move(value) for name, value in batch.text.items()}
-    return replace(
-        batch,
-        latents=move(batch.latents),
-        noise=move(batch.noise),
-        quantile=move(batch.quantile),
-        weight=move(batch.weight),
-        text=text,
-    )
+    Raises InputError naming the picture whose latents are not finite.
+    """
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(trainee.device, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {name: move(tensor) for name, tensor in value.items()}
+        return value
+
+    batch = replace(batch, **{field.name: move(getattr(batch, field.name)) for field in fields(batch)})
+    if batch.latents is None:
+        assert batch.pixels is not None, "a batch has latents or pixels"
+        with torch.no_grad():
+            latents = trainee.family.encode_images(batch.pixels).float()
+        bad = [key for key, of_picture in zip(batch.keys, latents) if not bool(of_picture.isfinite().all())]
+        if bad:
+            raise InputError([f"{printable(key)}: its latents are not finite: look at the picture." for key in bad])
+        batch = replace(batch, latents=latents, pixels=None)
+    return batch
 
 
 def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> Tensor:
@@ -104,7 +117,7 @@ def run_step(
     trainee.optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=trainee.device)
     for batch in batches:
-        loss += forward_backward(trainee, on_device(batch, trainee.device), count=count)
+        loss += forward_backward(trainee, ready(trainee, batch), count=count)
     for parameter in parameters:
         if parameter.grad is None:  # a rank without a share contributes zeros
             parameter.grad = torch.zeros_like(parameter)

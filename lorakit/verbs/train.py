@@ -21,12 +21,13 @@ from lorakit.adapters import ADAPTERS, copy_adapter_state, trainable_parameters
 from lorakit.adapters.state import state_from
 from lorakit.core.errors import InputError, LorakitError
 from lorakit.core.files import printable, write_json, write_text
-from lorakit.core.processes import barrier, on_first_rank, rank, world
+from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.settings import did_you_mean
-from lorakit.data.cache import default_folder, fill_latents, fill_text, refuse_within
-from lorakit.data.dataset import Dataset, prepare
+from lorakit.data.cache import default_folder, refuse_within
+from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
+from lorakit.data.report import DataReport
 from lorakit.data.shards import Cache
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES
@@ -35,6 +36,7 @@ from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe, apply_override, build, changed_keys, known_keys
 from lorakit.training import checkpoint
+from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import watched
@@ -43,6 +45,8 @@ from lorakit.training.loop import run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
+from lorakit.training.validation import DRAWS
+from lorakit.verbs.survey import global_batch, survey_recipe
 
 log = logging.getLogger("lorakit")
 
@@ -128,14 +132,14 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         on_first_rank(lambda: RunFolder.refuse_busy(output))
         found = _newest_checkpoint(output)
         recipe = _keep_global_batch(recipe, found)
-    data = on_first_rank(lambda: _data(recipe, output, resumed=resumed))
+    data, data_report = on_first_rank(lambda: _data(recipe, output, resumed=resumed))
     if found and found.state["digest"] != data.plan.digest():
         raise InputError(
             "The pictures, captions or buckets are not those that this run was started with: "
             "put them back, or start a new run."
         )
     first_step = int(found.state["step"]) if found else 0
-    last_step = recipe.run.steps or (recipe.run.epochs or 1) * data.plan.steps_per_epoch
+    last_step = recipe.run.steps or data.plan.steps_in(recipe.run.epochs or 1)
     if last_step < first_step:
         raise InputError(f"The run has done {first_step} steps already, and run.steps asks for {last_step}: give more.")
     if rank() == 0 and recipe.optimizer.schedule.warmup >= last_step:
@@ -145,7 +149,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
     adapted = _adapted(recipe, family)
     _inject(recipe, family, adapted)
     loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
-    trainee = _trainee(recipe, family, adapted, runtime)
+    trainee = _trainee(recipe, data, family, adapted, runtime)
     if found:
         copy_adapter_state(adapted, state_from(found.adapter, found.state["adapter"]))
         checkpoint.restore_optimizer(trainee.optimizer, trainee.parameters, found.optimizer)
@@ -159,13 +163,16 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             sampling=recipe.sample,
             recipe=recipe.to_toml(paths=False),
             facts={
-                "global_batch": _global_batch(recipe),
+                "global_batch": global_batch(recipe),
                 "steps_per_epoch": data.plan.steps_per_epoch,
                 "digest": data.plan.digest(),
             },
             trainee=trainee,
             runtime=runtime,
-            file=_start_files(recipe, output, data, step=first_step) if rank() == 0 else None,
+            validation=(lambda: loader.validation(DRAWS)) if data.validation() else None,
+            file=_start_files(recipe, output, data_report, step=first_step) if rank() == 0 else None,
+            # the line of the step that a run goes on from is written anew
+            validations=MetricsFile(output / "validation.jsonl", step=first_step - 1) if rank() == 0 else None,
             bar=progress,
         )
         try:
@@ -177,6 +184,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
                 lr_factor=lambda step: factor(recipe.optimizer.schedule, step, last_step),
                 save_every=recipe.run.save_every,
                 sample_every=recipe.run.sample_every,
+                validate_every=recipe.run.validate_every,
                 hooks=keeper,
                 interrupt=interrupt,
             )
@@ -221,44 +229,25 @@ def _keep_global_batch(recipe: Recipe, found: Checkpoint | None) -> Recipe:
     return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
 
 
-def _global_batch(recipe: Recipe) -> int:
-    return int(recipe.run.batch_size * recipe.run.accumulate * world())
-
-
-def _data(recipe: Recipe, output: Path, *, resumed: bool) -> Dataset:
-    """The scanned data with their plan.
+def _data(recipe: Recipe, output: Path, *, resumed: bool) -> tuple[Dataset, DataReport]:
+    """The scanned data with their plan, and the report on them.
 
     Raises InputError with all that is wrong with the output folder, the model and the data.
     """
     problems: list[str] = []
-    description, data = None, None
     try:
         refuse_within(output, [Path(source.path) for source in recipe.data.sources], key="run.output")
         if not resumed:
             RunFolder.refuse_used(output)
     except InputError as error:
         problems += error.problems
-    try:
-        description = families.describe_settings(recipe.model)
-    except InputError as error:
-        problems += error.problems
-    try:
-        data = prepare(
-            recipe.data,
-            # without a model any side will do: the pictures are looked at all the same
-            side_multiple=description.side_multiple if description else 1,
-            seed=recipe.run.seed,
-            global_batch=_global_batch(recipe),
-            count_tokens=description.count_tokens if description else None,
-            token_limit=description.token_limit if description else None,
-        )
-    except InputError as error:
-        problems += error.problems
-    if problems or data is None:
+    surveyed = survey_recipe(recipe)
+    problems += surveyed.report.errors
+    if problems:
         raise InputError(problems)
-    for text in (*data.report.warnings, *(f"left out: {reason}" for reason in data.report.skipped)):
+    for text in (*surveyed.report.warnings, *(f"left out: {reason}" for reason in surveyed.report.skipped)):
         log.warning("%s", text)
-    return data
+    return surveyed.usable(), surveyed.report
 
 
 def _adapted(recipe: Recipe, family: Family) -> dict[str, nn.Module]:
@@ -275,40 +264,15 @@ def _adapted(recipe: Recipe, family: Family) -> dict[str, nn.Module]:
 
 
 def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adapted: bool) -> Loader:
-    """Fills the cache, each rank its share, and makes the loader that reads it."""
+    """Fills the cache, with the other ranks, and makes the loader that reads it."""
     cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
-    dtype = recipe.run.precision
-    latents = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
-    with contextlib.closing(bar(unit="item", label="caching")) as progress:
-        fill_latents(
-            cache,
-            data.examples,
-            data.bucket_of,
-            encode=family.encode_images,
-            fingerprint=latents,
-            rank=rank(),
-            world=world(),
-            on_progress=progress.update,
-        )
-        text = None
-        if not text_encoders_adapted:
-            text = "-".join([*(family.fingerprint(name) for name in family.text_encoders), dtype])
-            with torch.no_grad():
-                fill_text(
-                    cache,
-                    data.captions(),
-                    encode=family.encode_text,
-                    fingerprint=text,
-                    rank=rank(),
-                    world=world(),
-                    on_progress=progress.update,
-                )
-    barrier()
+    encoded = fill_cache(cache, data, family, precision=recipe.run.precision, text=not text_encoders_adapted)
     return Loader(
         data,
         cache,
-        latents_fingerprint=latents,
-        text_fingerprint=text,
+        latents_fingerprint=encoded.latents,
+        text_fingerprint=encoded.text,
+        latent_shape=lambda bucket: family.latent_shape(*bucket),
         seed=recipe.run.seed,
         batch_size=recipe.run.batch_size,
         rank=rank(),
@@ -338,7 +302,9 @@ def _inject(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) ->
             switch()
 
 
-def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], runtime: Runtime) -> Trainee:
+def _trainee(
+    recipe: Recipe, data: Dataset, family: Family, adapted: Mapping[str, nn.Module], runtime: Runtime
+) -> Trainee:
     parameters = trainable_parameters(adapted)
     groups: list[dict[str, Any]] = []
     for name in adapted:
@@ -347,6 +313,7 @@ def _trainee(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], r
         groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
     return Trainee(
         family=family,
+        encode_text=text_encoder(data, family),
         adapted=adapted,
         parameters=parameters,
         optimizer=OPTIMIZERS.module(recipe.optimizer.kind).build(recipe.optimizer, groups),
@@ -386,8 +353,8 @@ def _owned(output: Path, *, resumed: bool) -> Iterator[None]:
             folder.release(code=code, reason=reason)
 
 
-def _start_files(recipe: Recipe, output: Path, data: Dataset, *, step: int) -> MetricsFile:
+def _start_files(recipe: Recipe, output: Path, report: DataReport, *, step: int) -> MetricsFile:
     """Writes what is known at the start, and opens the metrics after `step`."""
     write_text(output / "recipe.toml", recipe.to_toml())
-    write_json(output / "check.json", data.report.to_json())
+    write_json(output / "check.json", report.to_json())
     return MetricsFile(output / "metrics.jsonl", step=step)

@@ -47,14 +47,23 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return clipped / (snr + 1) if prediction_type == "v_prediction" else clipped
 
 
+def per_example(error: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (B,) of `error` (B, C, h, w) by `mask` (B, 1, h, w), over the mask's area: Σ m·e / (C · Σ m)."""
+    if mask is None:
+        return error.flatten(1).mean(1)
+    area = mask.flatten(1).sum(1).clamp(min=1e-6)  # a crop may miss the mask: then there is nothing to learn of it
+    return (error * mask).flatten(1).sum(1) / (error.shape[1] * area)
+
+
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
     """The objective over `process`: mean squared error per example, weighted by timestep."""
 
     def objective(predict: Predict, batch: Batch) -> LossReport:
+        assert batch.latents is not None, "pixels are encoded before"
         t = timesteps(batch.quantile, process.timesteps).to(batch.latents.device)
         x_t = process.q_sample(batch.latents, t, batch.noise)
         predicted = predict(x_t, t, text=batch.text).float()
-        error = (predicted - process.target(batch.latents, t, batch.noise)).square().flatten(1).mean(1)
+        error = per_example((predicted - process.target(batch.latents, t, batch.noise)).square(), batch.mask)
         if isinstance(settings.weighting, MinSNR):
             weight = min_snr_weight(process.snr(t), settings.weighting.gamma, process.prediction_type)
             error = error * weight.to(error)

@@ -1,0 +1,63 @@
+"""Filling the cache that a training reads: what of the data is encoded by which part of the family, under which name.
+
+How work is shared and stored is `data/cache.py`'s affair. `lorakit cache` and `lorakit train` both come here.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from lorakit.core.types import Text
+from lorakit.data.cache import Filled, fill_latents, fill_text
+from lorakit.data.dataset import Dataset
+from lorakit.data.shards import Cache
+from lorakit.families.protocol import Family
+from lorakit.training.processes import bar
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The fingerprints that a loader reads by, `text` None where text is encoded in every step, and what was done."""
+
+    latents: str
+    text: str | None
+    pictures: Filled
+    captions: Filled
+
+
+def text_encoder(data: Dataset, family: Family) -> Callable[[Sequence[str]], Text]:
+    """The family's encoder as the data want it: with emphasis or without."""
+    return partial(family.encode_text, weighted=True) if data.settings.weighted_tags else family.encode_text
+
+
+def fill_cache(cache: Cache, data: Dataset, family: Family, *, precision: str, text: bool) -> Encoded:
+    """Encodes what `cache` lacks of the pictures and, if `text`, of the captions; all ranks together.
+
+    Raises InputError for a picture that changed or whose latents are not finite.
+    """
+    latents_name = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
+    marks = ["weighted"] if data.settings.weighted_tags else []
+    text_name = "-".join([*(family.fingerprint(name) for name in family.text_encoders), precision, *marks])
+    pictures = captions = Filled(0, 0)
+    with contextlib.closing(bar(unit="item", label="caching")) as progress, torch.no_grad():
+        if data.cached_latents:
+            pictures = fill_latents(
+                cache,
+                data.all_latents(fingerprint=latents_name),
+                prepare=data.prepare,
+                encode=family.encode_images,
+                workers=data.settings.workers,
+                on_progress=progress.update,
+            )
+        if text:
+            captions = fill_text(
+                cache,
+                data.all_captions(),
+                encode=text_encoder(data, family),
+                fingerprint=text_name,
+                on_progress=progress.update,
+            )
+    return Encoded(latents_name, text_name if text else None, pictures, captions)
