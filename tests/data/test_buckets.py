@@ -1,3 +1,4 @@
+import itertools
 import math
 import time
 
@@ -10,7 +11,6 @@ from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 from lorakit.data.buckets import (
     AREA_TOLERANCE,
-    Bucket,
     BucketSettings,
     assign,
     bucket_ids,
@@ -104,7 +104,7 @@ SEVERAL = make_buckets(BucketSettings(resolution=[768, 256, 512]), side_multiple
 
 def test_several_resolutions_have_their_own_buckets_the_smallest_first() -> None:
     alone = [make_buckets(BucketSettings(resolution=side), side_multiple=8) for side in (256, 512, 768)]
-    assert SEVERAL == [bucket for buckets in alone for bucket in buckets]
+    assert [bucket for buckets in alone for bucket in buckets] == SEVERAL
     assert [[SEVERAL[i] for i in part] for part in by_resolution(SEVERAL)] == alone
     squares = make_buckets(BucketSettings(resolution=[64, 128], max_aspect=1.0), side_multiple=64)
     assert squares == [(64, 64), (128, 128)]
@@ -130,7 +130,7 @@ def test_the_smallest_resolution_is_what_a_picture_is_too_small_for() -> None:
 
 # sizes that lie halfway between buckets, where the last bit decides
 between = st.sampled_from([(int(math.sqrt(a.width * b.width)), int(math.sqrt(a.height * b.height)))
-                           for a, b in zip(SEVERAL, SEVERAL[1:])])  # fmt: skip
+                           for a, b in itertools.pairwise(SEVERAL)])  # fmt: skip
 
 
 @given(st.lists(sizes | between, min_size=1, max_size=50), st.sampled_from([1.0, 1.5, 3.0]))
