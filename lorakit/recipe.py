@@ -180,6 +180,8 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Makes the relative paths of a recipe's values absolute, from `folder`; absolute ones stay."""
     for table, key in _path_settings(values):
         path = table[key]
+        if path.startswith("hf://"):
+            continue
         # "embedded" and hub names are no paths: what looks like one is anchored, and what exists there
         named = table is values.get("model") and not path.startswith((".", "~")) and path.count("/") <= 1
         if not named or (path != "embedded" and (path.count("/") != 1 or (folder / path).exists())):
@@ -191,7 +193,7 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     places = [(values.get("model"), "path"), (data, "cache"), (values.get("run"), "output")]
-    places += [(source, "path") for source in (sources if isinstance(sources, list) else [])]
+    places += [(s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path")]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 
 

@@ -6,7 +6,7 @@ that do it ahead of the training. Not here: which samples a step has (`plan.py`)
 
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,8 @@ class Loader:
     """What a rank trains on, step by step.
 
     Latents, if `data` caches them, and text, unless `text_fingerprint` is None (a text encoder is adapted), are read
-    from `cache`, which must hold them under these fingerprints; else a batch has pixels, with noise of the shape that
-    `latent_shape` gives for a size. The numbers are the same for any number of `workers`; the global random generators
+    from `cache`, which must hold them under these fingerprints; else a batch has pixels. `latent_shapes` are those of
+    all buckets. The numbers are the same for any number of `workers`; the global random generators
     are left alone.
     """
 
@@ -50,14 +50,14 @@ class Loader:
         *,
         latents_fingerprint: str,
         text_fingerprint: str | None,
-        latent_shape: Callable[[Bucket], tuple[int, ...]],
+        latent_shapes: Mapping[Bucket, tuple[int, ...]],
         seed: int,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        self._samples = _Samples(data, cache, latents_fingerprint, text_fingerprint, latent_shape, seed)
+        self._samples = _Samples(data, cache, latents_fingerprint, text_fingerprint, latent_shapes, seed)
         self._split = _Split(batch_size, rank, world)
         self._workers = workers
 
@@ -126,7 +126,7 @@ class _Samples:
     cache: Cache
     latents_fingerprint: str
     text_fingerprint: str | None
-    latent_shape: Callable[[Bucket], tuple[int, ...]]
+    latent_shapes: Mapping[Bucket, tuple[int, ...]]
     seed: int
 
     def batch(self, chosen: GlobalBatch, cut: range) -> Batch:
@@ -142,7 +142,7 @@ class _Samples:
             self._seen(entry, self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")))
             for entry, n in zip(entries, numbers)
         ]
-        shape = self.latent_shape(bucket)
+        shape = self.latent_shapes[bucket]
         return self._assemble(
             entries,
             numbers,
@@ -165,7 +165,7 @@ class _Samples:
             list(range(draws)),
             [caption] * draws,
             [seen] * draws,
-            noise=torch.stack([torch.randn(self.latent_shape(bucket), generator=g) for g in generators]),
+            noise=torch.stack([torch.randn(self.latent_shapes[bucket], generator=g) for g in generators]),
             quantile=torch.stack(quantile),
         )
 
@@ -208,7 +208,7 @@ class _Samples:
         else:
             prepared = self.data.picture(entry, cut)
             latents, pixels = None, prepared.pixels
-            height, width = self.latent_shape(cut.bucket)[-2:]
+            height, width = self.latent_shapes[cut.bucket][-2:]
             mask = None if prepared.mask is None else pool_mask(prepared.mask, (height, width))
         if mask is not None:
             mask = source.mask_floor + (1 - source.mask_floor) * mask.float()

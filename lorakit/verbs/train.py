@@ -56,9 +56,11 @@ HARMLESS = (
     "run.save_every",
     "run.keep_last",
     "run.sample_every",
+    "run.validate_every",
     "run.trackers",
     "sample.",
     "data.workers",
+    "data.cache",
 )
 
 
@@ -272,7 +274,7 @@ def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adap
         cache,
         latents_fingerprint=encoded.latents,
         text_fingerprint=encoded.text,
-        latent_shape=lambda bucket: family.latent_shape(*bucket),
+        latent_shapes={bucket: family.latent_shape(*bucket) for bucket in data.buckets},
         seed=recipe.run.seed,
         batch_size=recipe.run.batch_size,
         rank=rank(),

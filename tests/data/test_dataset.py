@@ -2,11 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lorakit.core.errors import InputError
+from lorakit.core.seeding import generator
 from lorakit.core.settings import validate
-from lorakit.data.dataset import Dataset, DataSettings, prepare
-from tests.data.pictures import folder_of
+from lorakit.data.dataset import Dataset, DataSettings, Survey, survey
+from tests.data.pictures import folder_of, noise
 
 
 def settings_of(*sources: dict[str, object], **data: object) -> DataSettings:
@@ -14,9 +17,13 @@ def settings_of(*sources: dict[str, object], **data: object) -> DataSettings:
     return validate(DataSettings, {"sources": list(sources), "buckets": buckets, **data}, where="data", name="data")
 
 
-def prepared(settings: DataSettings, **changes: object) -> Dataset:
+def surveyed(settings: DataSettings, **changes: object) -> Survey:
     arguments = {"side_multiple": 4, "seed": 0, "global_batch": 4, **changes}
-    return prepare(settings, **arguments)
+    return survey(settings, **arguments)
+
+
+def prepared(settings: DataSettings, **changes: object) -> Dataset:
+    return surveyed(settings, **changes).usable()
 
 
 @pytest.fixture
@@ -38,25 +45,25 @@ def test_examples_their_buckets_and_the_plan_go_together(photos: Path, kept: Pat
         )
     )
     assert [e.key for e in data.examples[:6]] == ["0/a.png", "0/b.png", "0/c.png", "0/d.png", "0/e.png", "1/0.png"]
-    assert data.bucket_of[:5] == ((64, 64), (80, 52), (108, 36), (64, 64), (64, 64))
-    assert data.caption_dropout == (0.1,) * 5 + (0.0,) * 4
-    assert [(e.key, e.bucket) for e in data.plan.entries] == [(e.key, b) for e, b in zip(data.examples, data.bucket_of)]
-    assert {(e.role, e.repeats) for e in data.plan.entries} == {("train", 2), ("regularization", 1)}
+    assert [data.buckets_of(i) for i in range(5)] == [((w, h),) for w, h in [(64, 64), (80, 52), (108, 36)]] + [
+        ((64, 64),)
+    ] * 2
+    assert data.source_of(5).weight == 0.5
     assert data.plan.samples_per_epoch == 20
-    assert data.captions() == [*(f"a picture of {x}" for x in "abcde"), "a thing", ""]
+    assert list(data.all_captions()) == ["", *(f"a picture of {x}" for x in "abcde"), *["a thing"] * 4]
 
 
 def test_the_empty_caption_is_only_needed_where_captions_are_dropped(photos: Path) -> None:
-    assert "" not in prepared(settings_of({"path": str(photos)})).captions()
+    assert "" not in prepared(settings_of({"path": str(photos)})).all_captions()
 
 
 def test_the_report_counts_and_names(photos: Path, kept: Path) -> None:
-    data = prepared(
+    found = surveyed(
         settings_of({"path": str(photos), "repeats": 3}, {"path": str(kept), "role": "regularization"}),
         count_tokens=lambda caption: len(caption),
         token_limit=8,
     )
-    report = data.report.to_json()
+    report = found.report.to_json()
     assert json.loads(json.dumps(report)) == report
     assert str(photos.parent) not in json.dumps(report)
     assert [(s["folder"], s["role"], s["pictures"], s["samples_per_epoch"]) for s in report["sources"]] == [
@@ -79,35 +86,106 @@ def test_the_report_counts_and_names(photos: Path, kept: Path) -> None:
 def test_too_small_pictures_are_errors_or_skipped(photos: Path) -> None:
     with pytest.raises(InputError, match=r"d\.png: it is too small, 60×60: 64×64 would enlarge it 1\.1 times"):
         prepared(settings_of({"path": str(photos)}, buckets={"resolution": 64, "max_upscale": 1.0}))
-    settings = settings_of({"path": str(photos)}, buckets={"resolution": 64, "max_upscale": 1.0}, on_bad_image="skip")
-    data = prepared(settings)
-    assert len(data.examples) == 4
-    assert "0/d.png: it is too small" in data.report.skipped[0]
+    skipping = settings_of({"path": str(photos)}, buckets={"resolution": 64, "max_upscale": 1.0}, on_bad_image="skip")
+    found = surveyed(skipping)
+    assert len(found.usable().examples) == 4
+    assert "0/d.png: it is too small" in found.report.skipped[0]
 
 
 def test_all_that_is_wrong_in_the_section_is_said_at_once(photos: Path) -> None:
     (photos / "a.txt").unlink()
-    settings = settings_of(
+    wrong = settings_of(
         {"path": str(photos), "role": "regularization"}, buckets={"resolution": 66}, cache=str(photos / "cache")
     )
     with pytest.raises(InputError) as error:
-        prepared(settings)
+        prepared(wrong)
     said = ["data.buckets.resolution = 66", "data.cache", 'role = "train"', "a.png: it has no caption"]
     assert [text in problem for text, problem in zip(said, error.value.problems)] == [True] * 4
 
 
-def test_the_digest_follows_pictures_captions_and_weights(photos: Path) -> None:
+def test_the_digest_follows_pictures_captions_and_how_they_take_part(photos: Path) -> None:
     def digest(**source: object) -> str:
         return prepared(settings_of({"path": str(photos), **source})).plan.digest()
 
     first = digest()
     assert digest() == first
-    digests = {first, digest(weight=0.5), digest(caption_dropout=0.1), digest(repeats=2), digest(trigger="sks")}
+    digests = {first, digest(repeats=2), digest(end_step=9, start_step=0), digest(samples_per_epoch=5)}
     (photos / "a.txt").write_text("another")
     digests.add(digest())
     (photos / "b.png").write_bytes((photos / "e.png").read_bytes())
     digests.add(digest())
+    noise(64, 64).convert("L").save(photos / "a.mask.png")
+    digests.add(digest())
     assert len(digests) == 7
+
+
+def test_every_cut_that_may_be_drawn_is_encoded(photos: Path) -> None:
+    source = {"path": str(photos), "flip": 0.5, "color_jitter": 0.1, "jitter_variants": 3}
+    data = prepared(settings_of(source, buckets={"resolution": [32, 64]}))
+    keys = {key for key, _, _ in data.all_latents(fingerprint="x")}
+    assert len(data.all_latents(fingerprint="x")) == len(keys) == 5 * 2 * 2 * 3
+    for index in range(5):
+        assert len(data.buckets_of(index)) == 2
+        for n in range(20):
+            for bucket in data.buckets_of(index):
+                cut = data.draw_cut(index, bucket, draw=generator("test", n))
+                assert data.latent_key(index, cut, fingerprint="x") in keys
+    _, name, (index, cut) = data.all_latents(fingerprint="x")[-1]
+    assert (name, index) == ("0/e.png", 4) and data.prepare((index, cut)).pixels.shape == (3, 64, 64)
+
+
+def test_every_caption_that_may_be_drawn_is_encoded(photos: Path) -> None:
+    (photos / "a.txt").write_text("red, green, blue\none, two\n")
+    data = prepared(settings_of({"path": str(photos), "shuffle_tags": True, "caption_dropout": 0.3, "trigger": "qzx"}))
+    there = set(data.all_captions())
+    drawn = {data.draw_caption(0, draw=generator(n), from_variants=True) for n in range(200)}
+    assert drawn <= there and "" in drawn and drawn > {""}
+    assert all(caption.startswith("qzx ") for caption in drawn - {""})
+
+
+def test_a_file_that_changed_is_named_when_it_is_read(photos: Path) -> None:
+    data = prepared(settings_of({"path": str(photos)}))
+    (photos / "c.png").write_bytes((photos / "a.png").read_bytes())
+    with pytest.raises(InputError, match=r"0/c\.png: it was changed"):
+        data.picture(2, data.cuts_of(2)[0])
+    (photos / "c.png").unlink()
+    with pytest.raises(InputError, match=r"0/c\.png: it cannot be read any more"):
+        data.read(2)
+
+
+@given(count=st.integers(2, 12), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 3))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_split_is_disjoint_for_every_size_and_fraction(
+    tmp_path_factory: pytest.TempPathFactory, count: int, fraction: float, seed: int
+) -> None:
+    folder = folder_of(tmp_path_factory.mktemp("split"), {f"{i}.png": (16, 16) for i in range(count)})
+    (folder / "twin.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "twin.txt").write_text("the same")
+    data = prepared(
+        settings_of({"path": str(folder)}, buckets={"resolution": 16}, validation=fraction), seed=seed, global_batch=1
+    )
+    held_out = {data.examples[i].digest for i in data.validation()}
+    steps = range(data.plan.steps_per_epoch)
+    trained = {data.examples[i].digest for step in steps for i in data.plan.at(step).entries}
+    assert held_out and trained and not held_out & trained
+    assert len(held_out | trained) == count
+
+
+def test_validation_by_folder_may_not_hold_what_is_trained_on(photos: Path, kept: Path) -> None:
+    sources = [{"path": str(photos)}, {"path": str(kept), "role": "validation"}]
+    data = prepared(settings_of(*sources))
+    assert [data.examples[i].key for i in data.validation()] == [f"1/{i}.png" for i in range(4)]
+    assert data.plan.samples_per_epoch == 5
+    (kept / "0.png").write_bytes((photos / "b.png").read_bytes())
+    with pytest.raises(InputError, match=r"1/0\.png: it is for validation, and the same file as 0/b\.png"):
+        prepared(settings_of(*sources))
+
+
+def test_a_gap_in_the_sources_is_said_before_training(photos: Path) -> None:
+    settings_ = settings_of({"path": str(photos), "end_step": 4})
+    assert prepared(settings_, steps=4).plan.gap() == 4
+    with pytest.raises(InputError, match="from step 4 on no source is left"):
+        prepared(settings_, steps=5)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from torch import Tensor
 from lorakit.core.errors import StorageError
 from lorakit.core.seeding import generator
 from lorakit.core.types import Batch
-from lorakit.data.cache import Cache, fill_latents, fill_text
-from lorakit.data.dataset import Dataset, DataSettings, prepare
+from lorakit.data.cache import fill_latents, fill_text
+from lorakit.data.dataset import Dataset, DataSettings, survey
 from lorakit.data.loader import Loader, StepPlan
-from tests.data.pictures import folder_of
+from lorakit.data.shards import Cache
+from tests.data.pictures import folder_of, noise
 
 
 def encode_text(captions: Sequence[str]) -> dict[str, Tensor]:
@@ -29,17 +30,28 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Cache]:
     sizes = {f"{'p' * (i + 1)}.png": (80, 52) if i % 3 == 0 else (64, 64) for i in range(7)}
     source = {"path": str(folder_of(root / "photos", sizes)), "caption_dropout": 0.5, "repeats": 2, "weight": 0.25}
     settings = DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}})
-    data = prepare(settings, side_multiple=4, seed=5, global_batch=4)
-    cache = Cache(root / "cache")
-    pool = torch.nn.AvgPool2d(4)
-    fill_latents(cache, data.examples, data.bucket_of, encode=pool, fingerprint="vae")
-    fill_text(cache, data.captions(), encode=encode_text, fingerprint="clip")
+    return filled(settings, root / "cache")
+
+
+def filled(settings: DataSettings, folder: Path) -> tuple[Dataset, Cache]:
+    """The data of `settings`, encoded by averaging over 4 × 4 pixels."""
+    data = survey(settings, side_multiple=4, seed=5, global_batch=4).usable()
+    cache = Cache(folder)
+    if data.cached_latents:
+        jobs = data.all_latents(fingerprint="vae")
+        fill_latents(cache, jobs, prepare=data.prepare, encode=torch.nn.AvgPool2d(4))
+    fill_text(cache, data.all_captions(), encode=encode_text, fingerprint="clip")
     return data, cache
 
 
 def loader_of(cached: tuple[Dataset, Cache], **changes: object) -> Loader:
     arguments = {"latents_fingerprint": "vae", "text_fingerprint": "clip", "seed": 5, "batch_size": 2, **changes}
-    return Loader(*cached, **arguments)
+    shapes = {bucket: (3, bucket.height // 4, bucket.width // 4) for bucket in cached[0].buckets}
+    return Loader(*cached, latent_shapes=shapes, **arguments)
+
+
+def batches_of(loader: Loader, steps: int) -> list[Batch]:
+    return [batch for step in loader.steps(0, steps) for batch in step.batches]
 
 
 def same(a: object, b: object) -> bool:
@@ -65,9 +77,11 @@ def test_a_batch_is_what_the_rules_say(cached: tuple[Dataset, Cache]) -> None:
         assert [k for batch in step.batches for k in batch.keys] == list(step.keys)
         assert [n for batch in step.batches for n in batch.numbers] == list(chosen.numbers)
         for batch in step.batches:
+            assert batch.latents is not None and batch.mask is None and batch.pixels is None
             assert batch.latents.shape[1:] in [(3, 16, 16), (3, 13, 20)]
             assert batch.weight.tolist() == [0.25] * len(batch.keys)
             for i, n in enumerate(batch.numbers):
+                assert batch.latents is not None
                 assert torch.equal(
                     batch.noise[i], torch.randn(batch.latents[i].shape, generator=generator(5, n, "noise"))
                 )
@@ -145,6 +159,94 @@ def test_what_workers_need_is_picklable_and_small(cached: tuple[Dataset, Cache])
     data = pickle.dumps(loader)
     assert len(data) < 20_000
     assert same(list(pickle.loads(data).steps(0, 4)), list(loader.steps(0, 4)))
+
+
+def test_sizes_are_those_of_the_original_the_crop_and_the_target(cached: tuple[Dataset, Cache]) -> None:
+    seen = {tuple(size) for batch in batches_of(loader_of(cached), 8) for size in batch.sizes.tolist()}
+    # 80×52 fits its bucket; height comes first
+    assert seen == {(52, 80, 0, 0, 52, 80), (64, 64, 0, 0, 64, 64)}
+
+
+def test_flips_are_drawn_and_read_mirrored_with_their_crop(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {f"{i}.png": (91, 64) for i in range(4)})
+    source = {"path": str(folder), "flip": 0.5, "crop": "center"}
+    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
+    lefts: dict[int, set[tuple[int, bool]]] = {}
+    plain = {}
+    for batch in batches_of(loader_of(cached), 12):
+        assert batch.latents is not None and batch.sizes is not None
+        for key, latents, size in zip(batch.keys, batch.latents, batch.sizes):
+            plain.setdefault(key, latents)
+            mirrored = torch.allclose(latents, plain[key].flip(-1), atol=1e-6)
+            assert mirrored or torch.equal(latents, plain[key])
+            lefts.setdefault(int(key[2]), set()).add((int(size[3]), mirrored))
+    assert all(len(found) == 2 for found in lefts.values()), "both ways are drawn"
+
+
+def test_random_crops_come_as_pixels_that_differ_between_samples_and_not_between_workers(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {"a.png": (140, 100)})
+    source = {"path": str(folder), "crop": "random", "repeats": 6}
+    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
+    batches = batches_of(loader_of(cached), 3)
+    assert all(batch.latents is None and batch.pixels is not None for batch in batches)
+    assert {batch.noise.shape[1:] for batch in batches} == {(3, 13, 19)}
+    places = [tuple(size[2:4].tolist()) for batch in batches for size in batch.sizes]
+    assert len(set(places)) > 1
+    assert same(batches, batches_of(loader_of(cached, workers=2), 3))
+    assert same(batches[2:], batches_of(loader_of(cached), 3)[2:])
+
+
+def test_masks_come_with_their_floor_and_ones_for_who_has_none(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {"a.png": (64, 64), "b.png": (64, 64)})
+    half = noise(64, 64).convert("L").point(lambda _: 0)
+    half.paste(255, (0, 0, 32, 64))
+    half.save(folder / "a.mask.png")
+    source = {"path": str(folder), "mask_floor": 0.25, "repeats": 2}
+    for how in ({}, {"cache_latents": False}):
+        settings = DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}, **how})
+        (batch,) = batches_of(loader_of(filled(settings, tmp_path / "c"), batch_size=4), 1)
+        assert batch.mask is not None and batch.mask.shape == (4, 1, 16, 16)
+        for key, mask in zip(batch.keys, batch.mask):
+            assert mask[0, :, :8].unique().tolist() == [1.0]
+            assert mask[0, :, 8:].unique().tolist() == ([0.25] if "a.png" in key else [1.0])
+
+
+def test_shuffled_captions_are_read_from_their_variants_or_made_anew(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {"a.png": (64, 64)}, caption="a, b, c, d, e, f")
+    source = {"path": str(folder), "shuffle_tags": True, "repeats": 40, "caption_dropout": 0.2}
+    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
+    drawn = [caption for batch in batches_of(loader_of(cached), 10) for caption in batch.captions]
+    assert set(drawn) == {*cached[0].captions_of(0), ""} and len(set(drawn)) == 5
+    anew = [c for batch in batches_of(loader_of(cached, text_fingerprint=None), 10) for c in batch.captions]
+    assert len(set(anew)) > 20
+    assert [c == "" for c in anew] == [c == "" for c in drawn], "which are dropped does not depend on the cache"
+
+
+def test_a_class_prompt_comes_encoded(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {"a.png": (64, 64)})
+    source = {"path": str(folder), "class_prompt": "a dog", "repeats": 4}
+    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
+    (batch, *_) = batches_of(loader_of(cached), 1)
+    assert batch.class_text is not None
+    assert batch.class_text["states"][0].tolist() == [[5.0, 5.0]] * 3
+
+
+def test_validation_is_the_same_every_time_and_shared_by_the_ranks(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {f"{i}.png": (64, 64) for i in range(10)})
+    source = {"path": str(folder), "flip": 0.5, "caption_dropout": 0.5}
+    data = {"sources": [source], "buckets": {"resolution": 64}, "validation": 0.3}
+    cached = filled(DataSettings.model_validate(data), tmp_path / "c")
+    first = list(loader_of(cached).validation(4))
+    assert len(first) == 3
+    trained = {key for step in loader_of(cached).steps(0, 6) for key in step.keys}
+    assert trained.isdisjoint({key for batch in first for key in batch.keys}) and len(trained) == 7
+    for batch in first:
+        assert (batch.quantile * 4).long().tolist() == [0, 1, 2, 3]
+        assert len(set(batch.captions)) == 1 and "" not in batch.captions
+        assert not torch.equal(batch.noise[0], batch.noise[1])
+    assert same(list(loader_of(cached).validation(4)), first)
+    shared = [batch for rank in range(2) for batch in loader_of(cached, rank=rank, world=2).validation(4)]
+    assert same(shared, first)
 
 
 def _children() -> set[int]:
