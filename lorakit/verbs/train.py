@@ -174,7 +174,9 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             validation=(lambda: loader.validation(DRAWS)) if data.validation() else None,
             file=_start_files(recipe, output, data_report, step=first_step) if rank() == 0 else None,
             # the line of the step that a run goes on from is written anew
-            validations=MetricsFile(output / "validation.jsonl", step=first_step - 1) if rank() == 0 else None,
+            validations=MetricsFile(output / "validation.jsonl", step=first_step - 1)
+            if rank() == 0 and data.validation()
+            else None,
             bar=progress,
         )
         try:

@@ -27,10 +27,19 @@ class Recorder:
     def sample(self, step: int) -> None:
         self.events.append(("sample", step))
 
+    def validate(self, step: int) -> None:
+        self.events.append(("validate", step))
+
 
 def loop(recorder: Recorder, *, first: int = 0, last: int = 5, objective: Any = None, **changed: Any) -> LoopReport:
     plans = (StepPlan(0, (f"0/{n}.png",), (batch([n]),)) for n in range(first, last))
-    options: dict[str, Any] = {"save_every": 2, "sample_every": 4, "interrupt": Interrupt(), **changed}
+    options: dict[str, Any] = {
+        "save_every": 2,
+        "sample_every": 4,
+        "validate_every": 0,
+        "interrupt": Interrupt(),
+        **changed,
+    }
     return run_loop(
         trainee(objective),
         plans,
@@ -52,6 +61,15 @@ def test_zero_switches_off_all_but_the_last_checkpoint() -> None:
     recorder = Recorder()
     loop(recorder, save_every=0, sample_every=0)
     assert recorder.events == [("save", 5)]
+
+
+def test_validation_comes_before_the_first_step_after_checkpoints_and_at_the_end() -> None:
+    recorder = Recorder()
+    loop(recorder, save_every=3, sample_every=0, validate_every=3)
+    assert recorder.events == [("validate", 0), ("save", 3), ("validate", 3), ("save", 5), ("validate", 5)]
+    resumed = Recorder()
+    loop(resumed, first=3, save_every=3, sample_every=0, validate_every=3)
+    assert resumed.events == [("validate", 3), ("save", 5), ("validate", 5)]
 
 
 def test_one_record_a_step_with_the_rate_used() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from lorakit.core.errors import InputError
 from lorakit.core.types import Batch, LossReport, Predict
-from lorakit.training.step import Trainee, learning_rates, run_step
+from lorakit.training.step import Trainee, learning_rates, ready, run_step
 
 
 def batch(numbers: Sequence[int], *, weight: float = 1.0) -> Batch:
@@ -42,6 +43,7 @@ def trainee(objective: Any = None, *, max_grad_norm: float = 0.0) -> Trainee:
     group = {"params": list(parameters.values()), "lr": 0.1, "full_lr": 0.1, "name": "unet"}
     return Trainee(
         family=family,  # type: ignore[arg-type]
+        encode_text=lambda captions: {},
         adapted={},
         parameters=parameters,
         optimizer=torch.optim.SGD([group]),
@@ -146,3 +148,18 @@ def test_dropout_follows_the_sample_and_not_the_past() -> None:
     torch.manual_seed(2)
     assert run_step(second, [batch([0])], count=1, lr_factor=1.0).loss == one
     assert run_step(trainee(noisy), [batch([1])], count=1, lr_factor=1.0).loss != one
+
+
+def test_pixels_are_encoded_first_and_what_is_not_finite_is_named() -> None:
+    t = trainee()
+    pooled = nn.AvgPool2d(2)
+    family = SimpleNamespace(backbone="unet", predict=t.family.predict, encode_images=pooled)
+    t = replace(t, family=family)  # type: ignore[arg-type]
+    given = batch([0, 1])
+    pixels = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    encoded = ready(t, replace(given, latents=None, pixels=pixels))
+    assert encoded.latents is not None and encoded.pixels is None
+    torch.testing.assert_close(encoded.latents, pooled(pixels).float())
+    pixels[1, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"^0/1\.png: its latents are not finite"):
+        ready(t, replace(given, latents=None, pixels=pixels))

@@ -1,5 +1,6 @@
 """The denoising objective in closed form: what a known prediction costs, at which t, with which weight."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from lorakit.core.types import Batch
 from lorakit.diffusion import GaussianDiffusion
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.diffusion.objectives.denoising import MinSNR, Settings, build, min_snr_weight, timesteps
+from lorakit.diffusion.objectives.denoising import MinSNR, Settings, build, min_snr_weight, per_example, timesteps
 
 
 def batch(count: int = 4) -> Batch:
@@ -92,3 +93,29 @@ def test_the_gradient_reaches_the_prediction_and_the_report_keeps_its_graph() ->
 
 def test_found_by_its_file_name() -> None:
     assert OBJECTIVES.names() == ["denoising"]
+
+
+def test_a_mask_takes_the_mean_over_its_own_area() -> None:
+    error = torch.rand(3, 4, 6, 5)
+    whole = error.flatten(1).mean(1)
+    torch.testing.assert_close(per_example(error, None), whole)
+    torch.testing.assert_close(per_example(error, torch.full((3, 1, 6, 5), 0.3)), whole)
+    mask = torch.zeros(3, 1, 6, 5)
+    mask[:, :, :2] = 1.0
+    torch.testing.assert_close(per_example(error, mask), error[:, :, :2].flatten(1).mean(1))
+    mask[:, :, 2:] = 0.25
+    above, below = error[:, :, :2].flatten(1).mean(1), error[:, :, 2:].flatten(1).mean(1)
+    torch.testing.assert_close(per_example(error, mask), (10 * above + 0.25 * 20 * below) / (10 + 0.25 * 20))
+    assert per_example(error, torch.zeros(3, 1, 6, 5)).tolist() == [0.0] * 3
+
+
+def test_what_a_mask_leaves_out_gives_no_gradient() -> None:
+    process = GaussianDiffusion()
+    given = batch()
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[:, :, 1, 2] = 1.0
+    predicted = torch.zeros(4, 2, 4, 4, requires_grad=True)
+    report = build(Settings(), process)(lambda x_t, t, *, text=None, adapter=True: predicted, replace(given, mask=mask))
+    report.per_example.sum().backward()
+    assert predicted.grad is not None
+    assert torch.equal(predicted.grad.abs().sum(1) > 0, mask[:, 0] > 0)
