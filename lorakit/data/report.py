@@ -27,9 +27,9 @@ from lorakit.data.sources import SourceSettings
 LISTED = 1000
 """So many pictures are named in a report for one and the same reason; the others are counted."""
 
-# how the warnings of a scan end that are counted here
-_UNUSED = re.compile(r": (a caption|a mask|captions|the caption|the mask)\b.* of no picture")
-_DUPLICATE = re.compile(r": (it has )?the same (bytes|picture|file) as | looks like ")
+# the warnings of a scan that are counted here
+_UNUSED = re.compile(r": a (caption|mask) of no picture$")
+_DUPLICATE = re.compile(r": (the same file as|looks like) ")
 
 
 class DataSection(Protocol):

@@ -75,4 +75,4 @@ class Held:
 def _cropped(image: Image.Image, cut: Cut) -> np.ndarray[Any, Any]:
     left, top = offset(image.size, cut)
     resized = image.resize(covering(image.size, cut.bucket), Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop((left, top, left + cut.bucket.width, top + cut.bucket.height)))
+    return np.array(resized.crop((left, top, left + cut.bucket.width, top + cut.bucket.height)))
