@@ -211,7 +211,7 @@ class _Samples:
             height, width = self.latent_shapes[cut.bucket][-2:]
             mask = None if prepared.mask is None else pool_mask(prepared.mask, (height, width))
         if mask is not None:
-            mask = source.mask_floor + (1 - source.mask_floor) * mask.float()
+            mask = mask.float().clamp(min=source.mask_floor)
         return _Seen(size, latents, pixels, mask)
 
     def _of(self, n: int, purpose: str) -> torch.Generator:

@@ -1,0 +1,104 @@
+"""Writes docs/recipe.md: every setting of a recipe, from the settings classes themselves.
+
+python scripts/recipe_reference.py
+"""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from lorakit.recipe import CHOSEN, FIXED
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "docs" / "recipe.md"
+HEAD = """# Every setting of a recipe
+
+Made by `scripts/recipe_reference.py` from the settings classes; a test holds it to them. A recipe is a
+TOML file; what is left out has the default shown. On the command line the same names: `run.steps=500`,
+`data.sources.0.path=photos`.
+"""
+
+
+def reference() -> str:
+    """The page's text."""
+    parts = [HEAD]
+    for section, (registry, chooser, default) in CHOSEN.items():
+        for kind in registry.names():
+            note = f'`{chooser} = "{kind}"`' + (", the default" if kind == default else "")
+            parts += [f"## [{section}]: {note}\n", *_tables(registry.module(kind).Settings, section)]
+    for section, settings in FIXED.items():
+        parts += [f"## [{section}]\n", *_tables(settings, section)]
+    return "\n".join(parts)
+
+
+def _tables(settings: type[BaseModel], key: str) -> Iterator[str]:
+    """The table of one class, then those of the classes within it."""
+    yield f"`{_file(settings)}`\n"
+    yield "| key | value | default | what it does |\n|---|---|---|---|"
+    inner: dict[str, type[BaseModel]] = {}
+    own = settings.__annotations__
+    # what a class inherits comes after what is its own
+    for name, field in sorted(settings.model_fields.items(), key=lambda item: item[0] not in own):
+        nested = list(_models(field.annotation))
+        many = get_origin(field.annotation) is list
+        for model in nested:
+            label = f"{key}.{name}" + (f" (kind = {_kind(model)})" if len(nested) > 1 else "")
+            inner[f"[[{label}]]" if many else f"[{label}]"] = model
+        what = " ".join((field.description or "").split()).replace("|", "\\|")
+        value = "table" if nested and not many else "tables" if nested else _type(field.annotation)
+        yield f"| `{name}` | {value} | {_default(field, nested)} | {what} |"
+    yield ""
+    for label, model in inner.items():
+        yield f"### {label}\n"
+        yield from _tables(model, label.strip("[]").split(" ")[0])
+
+
+def _file(settings: type[BaseModel]) -> str:
+    return str(Path(inspect.getfile(settings)).relative_to(ROOT))
+
+
+def _kind(model: type[BaseModel]) -> str:
+    return '"' + str(get_args(model.model_fields["kind"].annotation)[0]) + '"'
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _type(annotation: Any) -> str:
+    """A type in words for people who write TOML."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " \\| ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(part) for part in parts if part is not type(None))
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin in (list, tuple):
+        return f"list of {_type(parts[0])}"
+    return {int: "whole number", float: "number", str: "text", bool: "true \\| false"}.get(annotation, str(annotation))
+
+
+def _default(field: Any, nested: list[type[BaseModel]]) -> str:
+    if field.is_required():
+        return "**needed**"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None or nested:
+        return ""
+    return (
+        f"`{str(value).lower() if isinstance(value, bool) else repr(value) if not isinstance(value, str) else value}`"
+        if value != ""
+        else '`""`'
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
