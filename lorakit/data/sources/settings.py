@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lorakit.data.captions import CaptionSettings
 from lorakit.data.cut import PictureSettings
+from lorakit.data.sources.sidecars import captions_of
 
 # what only tables of `datasets` have
 TABLE_KEYS = ("split", "subset", "revision", "image_column", "caption_column", "streaming")
@@ -88,6 +89,13 @@ class SourceSettings(CaptionSettings, PictureSettings):
     def _later(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and value <= info.data.get("start_step", 0):
             raise ValueError(f"it must be greater than start_step, {info.data['start_step']}.")
+        return value
+
+    @field_validator("default_caption")
+    @classmethod
+    def _is_caption(cls, value: str | None) -> str | None:
+        if value is not None:
+            captions_of(value)
         return value
 
     @field_validator("mask_path")
