@@ -13,7 +13,7 @@ import sys
 from lorakit.core.errors import LorakitError, StorageError
 from lorakit.core.files import printable
 
-VERBS = ("demo", "train", "sample", "export", "merge", "inspect")
+VERBS = ("demo", "check", "cache", "train", "sample", "export", "merge", "inspect")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.data import page as module
@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br", "input", "hr", "link"}
 
 
 class Reader(HTMLParser):
-    """What a browser makes of a page: tags with their attributes, text by its tag; complains of tags that do not fit."""
+    """What a browser makes of a page: tags with their attributes, text by its tag; wrongly nested ones fail."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -82,6 +82,7 @@ def test_nothing_from_a_file_becomes_markup() -> None:
     assert read.said().count(evil) >= 5 and read.said().count(f"0/{EVIL}") == 2  # shown, as what they are
 
 
+@settings(max_examples=25)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_name_and_caption_leaves_the_page_whole(name: str, caption: str) -> None:
     data = Held([noise(8, 8)], keys=["0/" + name], captions=[caption], resolution=8)
