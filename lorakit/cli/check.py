@@ -26,6 +26,7 @@ HELP = "look at a recipe's data before training"
 
 _LINES = 20  # of a list; more would push the table off the screen
 _MOST_BUCKETS = 30
+_WIDE_ENOUGH = 72  # for the columns of the sources' table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,12 +80,19 @@ def show(report: "DataReport", *, title: str = "") -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has room
-    console.print(f"Data of {printable(title)}" if title else "Data", style="bold")
-    if report.sources:
+    console.print(f"Data of {printable(title)}" if title else "Data", style="bold", soft_wrap=True)
+    if console.width >= _WIDE_ENOUGH:
         console.print(_sources(report))
+    else:
+        for i, source in enumerate(report.sources):
+            text = f"{i} {source.folder}: {source.role}, {source.pictures:,} pictures"
+            console.print(_plain(text), soft_wrap=True)
     console.print(_numbers(report))
     if report.buckets:
         console.print(_buckets(report, width=console.width, solid="█" if console.encoding.startswith("utf") else "#"))
+        if len(report.buckets) > _MOST_BUCKETS:
+            more = f"  and {len(report.buckets) - _MOST_BUCKETS:,} more: --json or --out shows all"
+            console.print(_plain(more, "dim"), soft_wrap=True)
     _list(console, "Warnings", report.warnings)
     _list(console, "Bad pictures, left out", report.skipped)
     if not report.errors:
@@ -113,7 +121,7 @@ def _sources(report: "DataReport") -> Any:
             source.role,
             f"{source.pictures:,}{aside}",
             f"{source.repeats:,}",
-            f"{source.samples_per_epoch:,g}",
+            f"{source.samples_per_epoch:,g}" if report.steps_per_epoch else "",
             window if end or source.start_step else "all",
         )
     return table
@@ -124,22 +132,21 @@ def _numbers(report: "DataReport") -> Any:
     aside = [f"{report.validation:,} for validation"] if report.validation else []
     aside += [f"{report.masked:,} with a mask"] if report.masked else []
     forms = f" in {report.caption_variants:,} forms" if report.caption_variants > report.captions else ""
-    epochs = f", {report.epochs:g} epochs" if report.epochs else ""
-    for name, text, notable in (
+    crops = f"{report.mean_crop:.1%} on average, {report.largest_crop:.1%} at most, at each of two sides"
+    steps = f"{report.steps:,} in all, {report.steps_per_epoch:,} an epoch"
+    lines: list[tuple[str, str, object]] = [
         ("pictures", ", ".join([f"{report.pictures:,}", *aside]), report.pictures == 0),
         ("captions", f"{report.captions:,}{forms}", False),
         ("too long captions", f"{report.long_captions:,}", report.long_captions),
-        (
-            "cut off",
-            f"{report.mean_crop:.1%} on average, {report.largest_crop:.1%} at most, at each of two sides",
-            False,
-        ),
-        ("enlarged", f"{report.enlarged:,}", report.enlarged),
         ("duplicates", f"{report.duplicates:,}", report.duplicates),
         ("bad pictures", f"{len(report.skipped):,} left out", report.skipped),
         ("files of no use", f"{len(report.unused):,}", report.unused),
-        ("steps", f"{report.steps:,} in all, {report.steps_per_epoch:,} an epoch{epochs}", False),
-    ):
+    ]
+    if report.buckets:  # else it is not known what becomes of the pictures
+        lines += [("cut off", crops, False), ("enlarged", f"{report.enlarged:,}", report.enlarged)]
+    if report.steps_per_epoch:
+        lines.append(("steps", f"{steps}, {report.epochs:g} epochs" if report.epochs else steps, False))
+    for name, text, notable in lines:
         table.add_row(_plain(name, "dim"), _plain(text, "yellow" if notable else ""))
     return table
 
@@ -149,19 +156,17 @@ def _buckets(report: "DataReport", *, width: int, solid: str) -> Any:
     longest, most = max(5, min(48, width - 30)), max(report.buckets.values())
     for name, number in list(report.buckets.items())[:_MOST_BUCKETS]:
         table.add_row(name, _plain(solid * max(1, round(longest * number / most)), "cyan"), f"{number:,}")
-    if len(report.buckets) > _MOST_BUCKETS:
-        table.add_row("…", _plain(f"and {len(report.buckets) - _MOST_BUCKETS} more", "dim"), "")
     return table
 
 
 def _list(console: "Console", name: str, texts: Sequence[str]) -> None:
     if not texts:
         return
-    console.print(f"{name} ({len(texts):,})", style="bold yellow")
+    console.print(f"{name} ({len(texts):,})", style="bold yellow", soft_wrap=True)
     for text in texts[:_LINES]:
         console.print(_plain(f"  {text}"), soft_wrap=True)
     if len(texts) > _LINES:
-        console.print(_plain(f"  and {len(texts) - _LINES:,} more: --json or --out shows all", "dim"))
+        console.print(_plain(f"  and {len(texts) - _LINES:,} more: --json or --out shows all", "dim"), soft_wrap=True)
 
 
 def _plain(text: str, style: str = "") -> Any:

@@ -108,25 +108,31 @@ def _verdict(report: DataReport) -> str:
 
 
 def _tiles(report: DataReport) -> str:
+    per_epoch = report.steps_per_epoch
     tiles = [
         ("pictures", f"{report.pictures:,}", f"{report.validation:,} for validation" if report.validation else ""),
         ("captions", f"{report.captions:,}", _forms(report)),
         ("buckets", f"{len(report.buckets):,}", ", ".join(f"{side} px" for side in report.resolutions)),
-        ("cut off", f"{report.mean_crop:.1%}", f"on average, {report.largest_crop:.1%} at most"),
+        (
+            "cut off",
+            f"{report.mean_crop:.1%}" if report.buckets else "",
+            f"on average, {report.largest_crop:.1%} at most",
+        ),
         ("enlarged", f"{report.enlarged:,}", ""),
         ("captions too long", f"{report.long_captions:,}", ""),
         ("duplicates", f"{report.duplicates:,}", ""),
         ("with a mask", f"{report.masked:,}", ""),
         ("files of no use", f"{len(report.unused):,}", "captions and masks of no picture"),
-        ("steps", f"{report.steps:,}", f"{report.steps_per_epoch:,} an epoch, {report.epochs:g} epochs"),
+        ("steps", f"{report.steps:,}" if per_epoch else "", f"{per_epoch:,} an epoch, {report.epochs:g} epochs"),
     ]
-    quiet = ("enlarged", "captions too long", "duplicates", "with a mask", "files of no use")
+    # what is not known is left out, and so are what is not there and would be news
+    usual = ("pictures", "captions", "cut off", "steps")
     return (
         '<section class="tiles">'
         + "".join(
             f"<div><span>{name}</span><strong>{number}</strong><small>{_text(more)}</small></div>"
             for name, number, more in tiles
-            if number != "0" or name not in quiet
+            if number and (number != "0" or name in usual)
         )
         + "</section>\n"
     )
