@@ -3,8 +3,6 @@
 Here: keys to places. Not here: files (`shards.py`).
 """
 
-from collections.abc import Iterable
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,17 +11,6 @@ from numpy.typing import NDArray
 from lorakit.data.shard_file import KEY_BYTES, Contents, Layout
 
 Array = NDArray[Any]
-_CHUNK = 4096
-
-
-def pack(keys: Iterable[str]) -> Array:
-    """Keys of 40 hexadecimal digits as bytes (n, KEY_BYTES); ValueError for another."""
-    packed = bytearray()
-    count, keys = 0, iter(keys)
-    while some := list(islice(keys, _CHUNK)):
-        packed += bytes.fromhex("".join(some))
-        count += len(some)
-    return np.frombuffer(packed, np.uint8).reshape(count, KEY_BYTES)
 
 
 class Found(NamedTuple):
@@ -75,7 +62,7 @@ class Index:
         return len(self._sorted.head)
 
     def find(self, keys: Array) -> Array:
-        """The positions of packed keys, to be asked `at`, `shards_at`; -1 for what is not there."""
+        """The positions of packed keys, for `at` and `shards_at`; -1 for what is not there."""
         self._sort()
         head, tail = _head(keys), keys[:, 8:]
         if not len(self._sorted.head):
@@ -88,29 +75,11 @@ class Index:
             fits[i] = at[i] >= 0
         return np.where(fits, at, -1)
 
-    def find_one(self, key: str) -> int:
-        """As `find`, faster for a single key."""
-        self._sort()
-        head = np.uint64(int(key[:16], 16))
-        at = int(self._sorted.head.searchsorted(head, side="right")) - 1
-        if at < 0 or self._sorted.head[at] != head:
-            return -1
-        tail = bytes.fromhex(key[16:])
-        if self._sorted.tail[at].tobytes() == tail:
-            return at
-        return self._before(at, head, np.frombuffer(tail, np.uint8))
-
     def at(self, positions: Array) -> list[Found]:
         """Where the entries at `positions` lie."""
         columns = self._sorted
         rows = zip(*(column[positions].tolist() for column in (columns.shard, columns.start, columns.layout)))
         return [Found(self._shards[shard], start, self._layouts[layout]) for shard, start, layout in rows]
-
-    def at_one(self, position: int) -> Found:
-        """As `at`, faster for a single one."""
-        columns = self._sorted
-        layout = self._layouts[columns.layout[position]]
-        return Found(self._shards[columns.shard[position]], int(columns.start[position]), layout)
 
     def shards_at(self, positions: Array) -> list[str]:
         """The shards of all these positions, each once."""

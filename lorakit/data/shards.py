@@ -22,8 +22,8 @@ from torch import Tensor
 from lorakit.core.errors import StorageError
 from lorakit.core.files import printable
 from lorakit.data import upkeep
-from lorakit.data.shard_file import DamagedShard, map_file, read_contents, write_shard
-from lorakit.data.shard_index import Found, Index, pack
+from lorakit.data.shard_file import DamagedShard, map_file, pack, part_tensor, read_contents, write_shard
+from lorakit.data.shard_index import Found, Index
 from lorakit.data.upkeep import Removed, Usage, is_shard, shard_name
 
 __all__ = ["Cache", "Removed", "Usage", "content_key", "pack"]
@@ -32,6 +32,10 @@ log = logging.getLogger("lorakit")
 
 # an open shard costs address space and a file handle, of which a process often has 1,024
 _OPEN_SHARDS = 256
+# the index takes 30 µs to ask, which are 30 for a batch too: of so many keys the places are remembered, in some 20 MB
+_RECENT = 1 << 16
+# others may write and merge faster than one can look, but not for ever
+_LOOKS = 20
 
 
 def content_key(*parts: object) -> str:
@@ -70,42 +74,39 @@ class Cache:
         """Adds `entries`, each a few named tensors; StorageError if they cannot be written."""
         if entries:
             name = shard_name(entries)
-            write_shard(self.folder / name, entries)
+            contents = write_shard(self.folder / name, entries)
             self._open.pop(name, None)
-            self._add_shard(name)
+            self._known[name] = ()
+            self._index.add(name, contents)
 
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors of `key`, the caller's own; StorageError if it is not there or not readable any more."""
-        found = self._find(key)
-        if found is None:
-            raise self._lacking()
-        try:
-            return _tensors(self._map(found.shard), found)
-        except FileNotFoundError:
-            return self.read_many([key])[0]
+        return self.read_many([key])[0]
 
     def read_many(self, keys: Sequence[str]) -> list[dict[str, Tensor]]:
         """The tensors of all `keys`, in their order; as `read`."""
-        entries: list[dict[str, Tensor]] = [{} for _ in keys]
-        for i, data, found in self._places(keys):
-            entries[i] = _tensors(data, found)
+        entries: list[dict[str, Tensor]] = []
+        for first in range(0, len(keys), _OPEN_SHARDS):
+            places, maps = self._opened(keys[first : first + _OPEN_SHARDS])
+            entries += [_tensors(maps[place.shard], place) for place in places]
         return entries
 
     def read_stacked(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors of all `keys` stacked, (B, …) by name; faster than stacking what `read_many` gives.
+        """The tensors of all `keys` stacked, (B, …) by name: they are copied once, from the disk's pages to the batch.
 
         All must have the same names, shapes and types.
         """
-        places = self._places(keys)
-        layout = places[0][2].layout
-        assert all(found.layout == layout for _, _, found in places), "entries of different shapes cannot be stacked"
+        places, maps = self._opened(keys)
+        layout = places[0].layout
+        assert all(place.layout == layout for place in places), "entries of different shapes cannot be stacked"
         stacked = {}
-        for part in layout:
-            stacked[part.name] = part.empty(len(places))
-            target = stacked[part.name].reshape(-1).view(torch.uint8).numpy().data
-            for i, data, found in places:
-                start = found.start + part.start
-                target[i * part.size : (i + 1) * part.size] = data[start : start + part.size]
+        for name, dtype, shape, after, size in layout:
+            stacked[name] = part_tensor(dtype, (len(keys), *shape))
+            target = stacked[name].reshape(-1).view(torch.uint8).numpy().data
+            at = 0
+            for shard, start, _ in places:
+                target[at : at + size] = maps[shard][start + after : start + after + size]
+                at += size
         return stacked
 
     def shard_of(self, key: str) -> str:
@@ -126,47 +127,72 @@ class Cache:
             upkeep.compact(self.folder)
         return removed
 
-    def _lacking(self) -> StorageError:
-        return StorageError(f"{printable(self.folder)} lacks what was cached there a moment ago: start again.")
-
     def _find(self, key: str) -> Found | None:
-        position = self._index.find_one(key)
-        if position < 0:
+        places = self._places([key])
+        if places is None:
             self._look_for_shards()
-            position = self._index.find_one(key)
-        return self._index.at_one(position) if position >= 0 else None
+            places = self._places([key])
+        return places[0] if places else None
 
-    def _places(self, keys: Sequence[str]) -> list[tuple[int, memoryview, Found]]:
-        """The place of each of `keys` and its number among them, by shards: each is opened once."""
-        packed = pack(keys)
-        for last in (False, True):
-            positions = self._index.find(packed)
-            if last and (positions < 0).any():
-                raise self._lacking()
-            if not (positions < 0).any():
-                found = self._index.at(positions)
-                order = sorted(range(len(found)), key=lambda i: found[i][:2])
-                # another process may have merged shards since: then the entry lies elsewhere now
-                with contextlib.suppress(FileNotFoundError):
-                    return [(i, self._map(found[i].shard), found[i]) for i in order]
-            self._look_for_shards()
-        raise self._lacking()
+    def _opened(self, keys: Sequence[str]) -> tuple[list[Found], dict[str, memoryview]]:
+        """Where each of `keys` lies, and the bytes of these shards."""
+        for _ in range(_LOOKS):
+            # another process may have written, merged or deleted shards since
+            with contextlib.suppress(FileNotFoundError):
+                places = self._places(keys)
+                if places is not None:
+                    maps = {name: self._map(name) for name in sorted({place.shard for place in places})}
+                    for name, start, layout in places:
+                        if start + layout[-1].start + layout[-1].size > len(maps[name]):
+                            raise self._unreadable(name, "it was cut off")
+                    return places, maps
+            if not self._look_for_shards():
+                break
+        raise StorageError(f"{printable(self.folder)} lacks what was cached there a moment ago: start again.")
+
+    def _places(self, keys: Sequence[str]) -> list[Found] | None:
+        """None if one is not known."""
+        try:
+            return [self._recent[key] for key in keys]
+        except KeyError:
+            pass
+        positions = self._index.find(pack(keys))
+        if (positions < 0).any():
+            return None
+        places = self._index.at(positions)
+        if len(self._recent) >= _RECENT:
+            self._recent.clear()
+        self._recent.update(zip(keys, places))
+        return places
 
     def _forget(self) -> None:
         self._index = Index()
+        self._recent: dict[str, Found] = {}
         self._known: dict[str, tuple[int, ...]] = {}
         self._open: OrderedDict[str, memoryview] = OrderedDict()
 
-    def _look_for_shards(self) -> None:
+    def _look_for_shards(self) -> bool:
+        """Looks until nothing changes any more, and says whether anything did.
+
+        Once is not enough: a listing is not of one moment, and may miss both a shard and what it was just merged into.
+        """
+        looks = 0
+        while looks < _LOOKS and self._look():
+            looks += 1
+        return looks > 0
+
+    def _look(self) -> bool:
         names: set[str] = set()
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as files:
             names = {file.name for file in files if is_shard(file.name)}
-        if not names.issuperset(self._known):
+        gone = not names.issuperset(self._known)
+        if gone:
             # merged with others or deleted: what it held may lie in another shard that is known already
             self._forget()
-        for name in sorted(names):
-            if name not in self._known or (self._known[name] and self._known[name] != self._stamp(name)):
-                self._add_shard(name)
+        fresh = [n for n in names if n not in self._known or (self._known[n] and self._known[n] != self._stamp(n))]
+        for name in sorted(fresh):
+            self._add_shard(name)
+        return gone or bool(fresh)
 
     def _add_shard(self, name: str) -> None:
         self._known[name] = ()
@@ -198,21 +224,25 @@ class Cache:
             self._open.move_to_end(name)
             return self._open[name]
         try:
-            self._open[name] = map_file(self.folder / name)
+            data = map_file(self.folder / name)
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as error:
-            raise StorageError(
-                f"{printable(self.folder / name)} became unreadable ({error}): delete it and start again."
-            ) from error
+            raise self._unreadable(name, error) from error
+        self._open[name] = data
         upkeep.touch(self.folder / name)
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return self._open[name]
 
+    def _unreadable(self, name: str, why: object) -> StorageError:
+        shown = printable(self.folder / name)
+        return StorageError(f"{shown} became unreadable ({why}): delete it and start again.")
 
-def _tensors(data: memoryview, found: Found) -> dict[str, Tensor]:
+
+def _tensors(data: memoryview, place: Found) -> dict[str, Tensor]:
+    first = place.start
     return {
-        part.name: part.tensor(bytearray(data[found.start + part.start : found.start + part.start + part.size]))
-        for part in found.layout
+        part.name: part.tensor(bytearray(data[first + part.start : first + part.start + part.size]))
+        for part in place.layout
     }
