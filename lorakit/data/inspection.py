@@ -7,6 +7,7 @@ import hashlib
 import io
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from lorakit.core.files import printable
@@ -34,12 +35,13 @@ def inspect_picture(data: bytes) -> Seen:
 
 
 def inspect_mask(data: bytes) -> Seen:
-    """What a mask is like; its focus is the middle of what is not black, in 0 … 1. ValueError as of a picture."""
+    """What a mask is like; its focus is the middle of its brighter part, in 0 … 1. ValueError as of a picture."""
     try:
         image = similar.grey(images.decode(io.BytesIO(data)))
     except images.BadImageError as error:
         raise ValueError(printable(error)) from None
-    box = image.getbbox()
+    brightest = int(np.asarray(image).max())
+    box = image.point([255 if 2 * value >= brightest > 0 else 0 for value in range(256)]).getbbox()
     if box is None:
         raise ValueError("it is all black, so nothing would count: paint what counts in white")
     focus = ((box[0] + box[2]) / 2 / image.width, (box[1] + box[3]) / 2 / image.height)
@@ -55,8 +57,10 @@ def _inspect(data: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _inspect_jpeg(data: bytes) -> tuple[tuple[int, int], int] | None:
-    """The same of a JPEG in less than half the time: at down to an eighth of its size, but its data are read to their end all the
-    same, so that what is cut off or damaged is found. None: what is the matter, `images.decode` will tell.
+    """The same of a JPEG in less than half the time; None where `images.decode` will tell what is the matter.
+
+    It is decoded at down to an eighth of its size, but its data are read to their end all the same, so that what is cut
+    off or damaged is found.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG"])

@@ -19,9 +19,9 @@ class Columns:
         there = f"its columns are {', '.join(printable(name) for name in features)}"
         image = settings.image_column
         if image not in features:
-            raise ValueError(f"there is no column {printable(image)!r}: set image_column ({there})")
+            raise ValueError(f"there is no column '{printable(image)}': set image_column ({there})")
         if type(features[image]).__name__ != "Image" and "binary" not in str(getattr(features[image], "dtype", "")):
-            raise ValueError(f"column {printable(image)!r} holds no pictures: set image_column ({there})")
+            raise ValueError(f"column '{printable(image)}' holds no pictures: set image_column ({there})")
         self.caption = settings.caption_column
         if self.caption is None:
             given = [name for name in CAPTION_KEYS if name in features]
@@ -31,9 +31,9 @@ class Columns:
             if not given and needs_caption:
                 raise ValueError(f"no column is named text, caption or prompt: set caption_column ({there})")
         elif self.caption not in features:
-            raise ValueError(f"there is no column {printable(self.caption)!r}: set caption_column ({there})")
+            raise ValueError(f"there is no column '{printable(self.caption)}': set caption_column ({there})")
         if self.caption is not None and not _is_text(features[self.caption]):
-            raise ValueError(f"column {printable(self.caption)!r} holds no text: set caption_column ({there})")
+            raise ValueError(f"column '{printable(self.caption)}' holds no text: set caption_column ({there})")
         boxes = [name for name in BOX_KEYS if name in features]
         self.told = [*([self.caption] if self.caption is not None else []), *boxes]
 

@@ -33,7 +33,7 @@ class Metadata:
     def leftover(self) -> list[str]:
         """What is wrong with the rows that no picture has taken."""
         texts = [
-            f"line {row.line}: file_name {printable(name)!r} leads to no picture" for name, row in self.rows.items()
+            f"line {row.line}: file_name '{printable(name)}' leads to no picture" for name, row in self.rows.items()
         ]
         return _some([f"{text}: correct or remove it" for text in texts])
 
@@ -48,7 +48,7 @@ def read(file: IO[bytes], kind: str, *, caption_key: str | None) -> Metadata:
             name = _name(values)
             said = from_mapping(values, caption_key=caption_key)
             if name in found.rows:
-                raise ValueError(f"{printable(name)!r} has a row already, line {found.rows[name].line}: keep one")
+                raise ValueError(f"'{printable(name)}' has a row already, line {found.rows[name].line}: keep one")
         except ValueError as error:
             found.problems.append(f"line {line}: {error}")
             continue
@@ -68,7 +68,7 @@ def _name(values: dict[str, Any]) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError("it has no file_name: name a picture")
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise ValueError(f"file_name {printable(name)!r} leads out of the folder: put the picture into it")
+        raise ValueError(f"file_name '{printable(name)}' leads out of the folder: put the picture into it")
     return posixpath.normpath(name)
 
 
