@@ -87,12 +87,15 @@ def show(report: "DataReport", *, title: str = "") -> None:
         for i, source in enumerate(report.sources):
             text = f"{i} {source.folder}: {source.role}, {source.pictures:,} pictures"
             console.print(_plain(text), soft_wrap=True)
+    console.print()
     console.print(_numbers(report))
+    console.print()
     if report.buckets:
         console.print(_buckets(report, width=console.width, solid="█" if console.encoding.startswith("utf") else "#"))
         if len(report.buckets) > _MOST_BUCKETS:
             more = f"  and {len(report.buckets) - _MOST_BUCKETS:,} more: --json or --out shows all"
             console.print(_plain(more, "dim"), soft_wrap=True)
+        console.print()
     _list(console, "Warnings", report.warnings)
     _list(console, "Bad pictures, left out", report.skipped)
     if not report.errors:

@@ -112,6 +112,7 @@ def _tiles(report: DataReport) -> str:
     tiles = [
         ("pictures", f"{report.pictures:,}", f"{report.validation:,} for validation" if report.validation else ""),
         ("captions", f"{report.captions:,}", _forms(report)),
+        ("steps", f"{report.steps:,}" if per_epoch else "", f"{per_epoch:,} an epoch, {report.epochs:g} epochs"),
         ("buckets", f"{len(report.buckets):,}", ", ".join(f"{side} px" for side in report.resolutions)),
         (
             "cut off",
@@ -119,11 +120,10 @@ def _tiles(report: DataReport) -> str:
             f"on average, {report.largest_crop:.1%} at most",
         ),
         ("enlarged", f"{report.enlarged:,}", ""),
-        ("captions too long", f"{report.long_captions:,}", ""),
+        ("long captions", f"{report.long_captions:,}", ""),
         ("duplicates", f"{report.duplicates:,}", ""),
         ("with a mask", f"{report.masked:,}", ""),
-        ("files of no use", f"{len(report.unused):,}", "captions and masks of no picture"),
-        ("steps", f"{report.steps:,}" if per_epoch else "", f"{per_epoch:,} an epoch, {report.epochs:g} epochs"),
+        ("files of no use", f"{len(report.unused):,}", ""),
     ]
     # what is not known is left out, and so are what is not there and would be news
     usual = ("pictures", "captions", "cut off", "steps")
@@ -269,7 +269,7 @@ def _table_row(row: Row, thumb: str) -> str:
         f'<td class=n data-v="{row.buckets[0].width / row.buckets[0].height if row.buckets else 0:.4f}">{buckets}</td>'
         f'<td class=n data-v="{row.crop:.6f}">{row.crop:.1%}</td>'
         f'<td class=n data-v="{row.scale:.6f}">{row.scale:.2f}</td>'
-        f"<td class=caption>{_text(row.caption)}{more}</td>"
+        f"<td class=caption><div>{_text(row.caption)}{more}</div></td>"
         f'<td class=n data-v="{tokens or -1}">{tokens}</td>'
         f'<td class=n data-v="{row.repeats}">{row.repeats}</td><td>{row.mask}</td>'
         f"<td class=notes>{f'<ul>{notes}</ul>' if notes else ''}</td></tr>\n"

@@ -18,8 +18,8 @@ section{margin:0 0 34px}
 small,.quiet,.count{color:var(--quiet)}
 .count{font-weight:400;font-size:15px;margin-left:4px}
 b.error{color:var(--error)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));gap:12px}
-.tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px;display:flex;
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(122px,1fr));gap:12px}
+.tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;display:flex;
 flex-direction:column}
 .tiles span{color:var(--quiet);font-size:13px}
 .tiles strong{font-size:25px;line-height:1.3;font-weight:600;font-variant-numeric:tabular-nums}
@@ -51,12 +51,12 @@ th,td{padding:7px 10px;text-align:left;vertical-align:top;border-top:1px solid v
 thead th{border-top:0;color:var(--quiet);font-weight:500;white-space:nowrap}
 tbody th{font-weight:600;overflow-wrap:anywhere}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-td{overflow-wrap:anywhere}
 .pictures td{border-top:1px solid var(--line)}
 .pictures img{display:block;max-width:72px;max-height:72px;width:auto;height:auto;border-radius:3px}
 .pictures tbody tr{content-visibility:auto;contain-intrinsic-size:auto 86px}
 .pictures .key{min-width:150px;max-width:280px;overflow-wrap:anywhere}
 .pictures .caption{min-width:220px;max-width:420px;overflow-wrap:anywhere}
+.caption div{max-height:7em;overflow:auto}
 .pictures .notes{min-width:200px;max-width:360px;color:var(--warn);overflow-wrap:anywhere}
 .notes ul{margin:0;padding-left:16px}
 .noted .key{box-shadow:inset 3px 0 var(--bar)}
