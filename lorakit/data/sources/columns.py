@@ -20,7 +20,7 @@ class Columns:
         image = settings.image_column
         if image not in features:
             raise ValueError(f"there is no column '{printable(image)}': set image_column ({there})")
-        if type(features[image]).__name__ != "Image" and "binary" not in str(getattr(features[image], "dtype", "")):
+        if not _is_picture(features[image]):
             raise ValueError(f"column '{printable(image)}' holds no pictures: set image_column ({there})")
         self.caption = settings.caption_column
         if self.caption is None:
@@ -44,6 +44,13 @@ class Columns:
             return from_mapping(values, caption_key=self.caption or "")
         except ValueError as error:
             return str(error)
+
+
+def _is_picture(feature: Any) -> bool:
+    # without the metadata of `datasets` a column of pictures is one of {bytes, path}
+    if isinstance(feature, Mapping):
+        return "bytes" in feature
+    return type(feature).__name__ == "Image" or "binary" in str(getattr(feature, "dtype", ""))
 
 
 def _is_text(feature: Any) -> bool:

@@ -201,8 +201,7 @@ class TableStorage:
     def _stamp(self, table: Any) -> str:
         """What every row's stamp is: one text for all files; "" where rows only name files, which change unseen."""
         for chunk in table.data.column(self._settings.image_column).chunks:
-            names = [field.name for field in chunk.type] if hasattr(chunk.type, "num_fields") else []
-            if "bytes" in names and chunk.field("bytes").null_count:
+            if str(chunk.type).startswith("struct") and chunk.field("bytes").null_count:
                 return ""
         files = self._files or [entry["filename"] for entry in table.cache_files]
         try:

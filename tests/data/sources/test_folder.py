@@ -176,7 +176,7 @@ def test_photo_formats_without_their_plugin_are_errors_unless_skipped(tmp_path: 
     found = good(root, skip="skip")
     assert [text.partition(":")[0] for text in found.skipped] == [f"0/new{suffix.upper()}"]
     assert not any(str(tmp_path) in text for text in found.skipped)
-    assert not (".avif" in suffixes()) or features.check("avif")
+    assert ".avif" not in suffixes() or features.check("avif")
 
 
 def test_masks_beside_their_pictures(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tests.data.scanning import good, problems_of, scanned
 
 
 def photos(root: Path, *names: str) -> Path:
-    return folder_of(root, {name: (8, 8) for name in names}, caption=None)
+    return folder_of(root, dict.fromkeys(names, (8, 8)), caption=None)
 
 
 def jsonl(path: Path, *rows: object) -> None:

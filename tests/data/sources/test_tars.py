@@ -55,7 +55,7 @@ def test_groups_are_read_where_they_lie(tmp_path: Path, form: int) -> None:
         "a/001.mask.png": mask(),
         "a/001.cls": b"7",
         f"{long}/é.webp": picture(2, "WEBP"),
-        f"{long}/é.caption": "drei".encode(),
+        f"{long}/é.caption": b"drei",
         "._a/000.jpg": b"what a Mac leaves behind",
     }
     path = tar_of(tmp_path / "x.tar", members, format=form)

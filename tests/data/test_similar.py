@@ -1,0 +1,114 @@
+import io
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from lorakit.data.inspection import inspect_picture
+from lorakit.data.similar import MAX_DISTANCE, SURE_DISTANCE, alike, look
+from tests.data.pictures import noise
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "photos"
+
+
+def jpeg(image: Image.Image, quality: int = 85) -> bytes:
+    data = io.BytesIO()
+    image.convert("RGB").save(data, "JPEG", quality=quality)
+    return data.getvalue()
+
+
+def pairs_of(numbers: list[int]) -> dict[int, int]:
+    data = b"".join(number.to_bytes(16, "big") for number in numbers)
+    return dict(alike(np.frombuffer(data, dtype=np.uint8).reshape(-1, 16)))
+
+
+def smooth(seed: int) -> Image.Image:
+    return noise(12, 12, seed).resize((240, 200), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: jpeg(i, 40),
+        lambda i: jpeg(i.resize((i.width // 2, i.height // 2), Image.Resampling.LANCZOS)),
+        lambda i: jpeg(ImageEnhance.Brightness(i.convert("RGB")).enhance(1.05)),
+        lambda i: jpeg(ImageEnhance.Brightness(i.convert("RGB")).enhance(0.85)),
+    ],
+)
+def test_copies_look_like_their_originals_and_others_do_not(change) -> None:
+    originals = [smooth(seed) for seed in range(12)]
+    if PHOTOS.is_dir():
+        originals += [Image.open(path) for path in sorted(PHOTOS.glob("*/*.jpg"))]
+    looks = [inspect_picture(jpeg(image, 95)).look for image in originals]
+    assert pairs_of(looks) == {}
+    copies = [inspect_picture(change(image)).look for image in originals]
+    count = len(originals)
+    assert pairs_of([*looks, *copies]) == {count + i: i for i in range(count)}
+
+
+def test_different_photographs_are_far_apart() -> None:
+    if not PHOTOS.is_dir():
+        pytest.skip("../shared/photos is absent")
+    looks = [inspect_picture(path.read_bytes()).look for path in sorted(PHOTOS.glob("*/*.jpg"))]
+    nearest = min((a ^ b).bit_count() for a, b in itertools.combinations(looks, 2))
+    assert nearest >= 2 * MAX_DISTANCE
+
+
+def test_plain_pictures_have_no_look() -> None:
+    plain = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "#123456")]
+    plain += [Image.new("L", (64, 64), 255), Image.new("RGBA", (64, 64)), noise(8, 8)]
+    nearly = np.full((64, 64), 200, dtype=np.uint8)
+    nearly[20:30, 20:30] = 199
+    plain.append(Image.fromarray(nearly))
+    assert [look(image) for image in plain] == [0] * len(plain)
+    assert pairs_of([0, 0, 0, 1, 1]) == {4: 3}
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16", "I"])
+def test_every_mode_has_a_look(mode: str) -> None:
+    image = smooth(3)
+    if mode.startswith("I"):
+        values = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        other = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+    else:
+        other = image.convert(mode)
+    assert (look(other) ^ look(image)).bit_count() <= (MAX_DISTANCE if mode != "1" else 20)
+
+
+def test_transparent_pictures_look_like_they_do_on_white() -> None:
+    image = smooth(1).convert("RGBA")
+    image.putalpha(smooth(2).convert("L"))
+    white = Image.new("RGBA", image.size, "white")
+    assert look(image) == look(Image.alpha_composite(white, image).convert("RGB"))
+
+
+BITS = st.sets(st.integers(0, 127), max_size=SURE_DISTANCE + 2)
+
+
+@given(st.lists(st.integers(1, 2**128 - 1), min_size=1, max_size=5, unique=True), st.lists(BITS, max_size=4))
+def test_whatever_has_a_near_one_is_found_and_no_other(words: list[int], changes: list[set[int]]) -> None:
+    numbers = [*words, *(words[0] ^ sum(1 << bit for bit in bits) for bits in changes)]
+    found = pairs_of(numbers)
+    for j, b in enumerate(numbers):
+        near = [(a ^ b).bit_count() for a in numbers[:j] if a and b]
+        assert j in found or min(near, default=128) > SURE_DISTANCE
+    assert all(i < j and (numbers[i] ^ numbers[j]).bit_count() <= MAX_DISTANCE for j, i in found.items())
+
+
+def test_a_hundred_thousand_and_many_of_one_kind_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    looks = rng.integers(0, 256, (100_000, 16), dtype=np.uint8)
+    looks[50_000:50_100] = looks[:100]
+    looks[50_000:50_100, 3] ^= 1
+    looks[60_000:70_000] = looks[60_000]  # frames of a film that stands still
+    looks[70_000:80_000, :12] = looks[70_000, :12]  # and one that moves a little
+    began = time.process_time()
+    found = dict(alike(looks))
+    assert time.process_time() - began < 20
+    assert {50_000 + i: i for i in range(100)}.items() <= found.items()
+    assert all(found[i] == 60_000 for i in range(60_001, 70_000))
