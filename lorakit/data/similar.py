@@ -56,8 +56,8 @@ def alike(looks: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     """Of `looks` (N, 16) each picture that looks like an earlier one, with the nearest such; by rising number.
 
     Found are pairs of at most SURE_DISTANCE, and most of at most MAX_DISTANCE. Time and memory grow like N: where more
-    pictures than usual agree in 16 bits, not every pair of them is compared, and of hundreds that are all alike some may
-    go unnamed.
+    pictures than usual agree in 16 bits, not every pair of them is compared, and of hundreds that are all alike some
+    may go unnamed.
     """
     # the same look is one picture from here on, its first
     words, first, of = np.unique(looks, axis=0, return_index=True, return_inverse=True)

@@ -52,7 +52,7 @@ def test_what_goes_in_comes_out(given_examples: list[Example]) -> None:
         assert [packed.captions(i) for i in range(len(packed))] == [e.captions for e in given_examples]
 
 
-@given(st.text(st.characters(), max_size=20))
+@given(st.text(st.sampled_from("\\\\nx41u\n\x1b\udcff\u2028é") | st.characters(), max_size=20))
 def test_escaped_names_are_one_line_and_come_back(name: str) -> None:
     assert escape(name).isprintable()
     assert unescape(escape(name)) == name
