@@ -11,6 +11,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 from lorakit.data.buckets import (
     AREA_TOLERANCE,
+    Bucket,
     BucketSettings,
     assign,
     bucket_ids,
@@ -178,3 +179,10 @@ def test_resolutions_that_share_a_bucket_or_do_not_fit_are_named_all() -> None:
     assert [problem[:29] for problem in error.value.problems] == [
         f"data.buckets.resolution = {side}" for side in (510, 700)
     ]
+
+
+def test_pictures_halfway_between_two_buckets_go_to_the_first_to_the_last_bit() -> None:
+    buckets = [Bucket(32, 128), Bucket(64, 64)]
+    halfway = [(n, 2 * n) for n in range(1, 2000)]
+    assert all(assign(size, buckets) == buckets[0] for size in halfway)
+    assert (bucket_ids(np.array(halfway), buckets, max_upscale=1e9) == 0).all()

@@ -10,7 +10,18 @@ from lorakit.core.errors import InputError
 from lorakit.core.seeding import generator
 from lorakit.core.settings import validate
 from lorakit.data.buckets import Bucket
-from lorakit.data.cut import CropInfo, Cut, PictureSettings, covering, crop_info, cuts, draw_cut, offset, plain_cut
+from lorakit.data.cut import (
+    CropInfo,
+    Cut,
+    PictureSettings,
+    _anchor,
+    covering,
+    crop_info,
+    cuts,
+    draw_cut,
+    offset,
+    plain_cut,
+)
 
 sizes = st.tuples(st.integers(16, 4000), st.integers(16, 4000))
 sides = st.sampled_from([Bucket(64, 64), Bucket(80, 52), Bucket(512, 768)])
@@ -167,3 +178,9 @@ def test_other_wrong_settings_are_named_all() -> None:
     assert len(error.value.problems) == 6
     for key, problem in itertools.product(values, ["\n".join(error.value.problems)]):
         assert f"data.sources.0.{key} = " in problem
+
+
+def test_every_offset_has_an_anchor_that_gives_it_back() -> None:
+    for slack in range(1, 300):
+        anchors = [_anchor(start, slack) for start in range(slack + 1)]
+        assert [math.floor(slack * anchor) for anchor in anchors] == list(range(slack + 1))

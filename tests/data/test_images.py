@@ -1,8 +1,10 @@
 import io
 import math
 import struct
+import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -426,6 +428,28 @@ def test_avif_is_read_upright_and_refused_where_it_is_cut_off() -> None:
     assert ".avif" in suffixes() and plugin_for(".avif") is None
     with pytest.raises(BadImageError):
         decode(io.BytesIO(data[: len(data) // 2]))
+
+
+def test_a_plugin_that_is_installed_is_made_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = tmp_path / "calls"
+    (tmp_path / "pillow_heif.py").write_text(
+        f"def register_heif_opener():\n    with open({str(calls)!r}, 'a') as file:\n        file.write('once ')\n"
+    )
+    (tmp_path / "pillow_jxl.py").write_text("raise ImportError('built for another Pillow')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for function in (formats, suffixes):
+        function.cache_clear()
+    try:
+        assert formats()["HEIF"] == (".heic", ".heif") and "JXL" not in formats()
+        assert ".heic" in suffixes() and plugin_for(".heic") is None and plugin_for(".jxl") == "pillow-jxl-plugin"
+        assert calls.read_text() == "once "
+    finally:
+        for name in ("pillow_heif", "pillow_jxl"):
+            sys.modules.pop(name, None)
+        for function in (formats, suffixes):
+            function.cache_clear()
 
 
 def test_the_plugin_for_a_format_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
