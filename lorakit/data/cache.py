@@ -185,7 +185,8 @@ def _fill(
 def _missing(cache: Cache, keys: Iterable[str]) -> tuple[NDArray[Any], int]:
     """The numbers of those `keys` that `cache` lacks, each key once and in order, and how many others it has."""
     packed = pack(keys)
-    _, first = np.unique(packed, return_index=True)
+    # as texts of fixed length, which numpy can sort: a row is one key
+    _, first = np.unique(packed.view(f"S{packed.shape[1]}")[:, 0], return_index=True)
     first.sort()
     there = cache.contains(packed[first])
     return first[~there], int(there.sum())

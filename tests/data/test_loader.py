@@ -186,10 +186,11 @@ def test_flips_are_drawn_and_read_mirrored_with_their_crop(tmp_path: Path) -> No
 def test_random_crops_come_as_pixels_that_differ_between_samples_and_not_between_workers(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", {"a.png": (140, 100)})
     source = {"path": str(folder), "crop": "random", "repeats": 6}
-    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
+    square = {"resolution": 64, "max_aspect": 1.0}
+    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": square}), tmp_path / "c")
     batches = batches_of(loader_of(cached), 3)
     assert all(batch.latents is None and batch.pixels is not None for batch in batches)
-    assert {batch.noise.shape[1:] for batch in batches} == {(3, 13, 19)}
+    assert {batch.noise.shape[1:] for batch in batches} == {(3, 16, 16)}
     places = [tuple(size[2:4].tolist()) for batch in batches for size in batch.sizes]
     assert len(set(places)) > 1
     assert same(batches, batches_of(loader_of(cached, workers=2), 3))
