@@ -1,26 +1,61 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lorakit.core.errors import InputError
-from lorakit.core.types import Example
 from lorakit.data import cache as module
 from lorakit.data.buckets import Bucket
-from lorakit.data.cache import Cache, default_folder, fill_latents, fill_text, latent_key, refuse_within, text_key
-from lorakit.data.sources import SourceSettings, scan
-from tests.data.pictures import folder_of, noise
+from lorakit.data.cache import (
+    Cache,
+    Filled,
+    default_folder,
+    fill_latents,
+    fill_text,
+    latent_key,
+    refuse_within,
+    text_key,
+)
+from lorakit.data.images import CropInfo, Cut, Prepared
 
 BUCKET, WIDE = Bucket(16, 16), Bucket(24, 8)
+INFO = CropInfo((16, 16), 0, 0)
 
 
-def examples_of(root: Path, count: int = 6) -> tuple[tuple[Example, ...], list[Bucket]]:
-    """`count` pictures, every third one wide."""
-    folder_of(root, {f"{i}.png": (48, 16) if i % 3 == 2 else (32, 32) for i in range(count)})
-    found = scan([SourceSettings(path=str(root))]).examples
-    return found, [WIDE if e.size == (48, 16) else BUCKET for e in found]
+class Jobs(Sequence[tuple[str, str, int]]):
+    """Pictures by number; every third one is wide. `asked` is what was asked for."""
+
+    def __init__(self, count: int = 6) -> None:
+        self.count = count
+        self.asked: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: Any) -> Any:
+        if number >= self.count:
+            raise IndexError(number)
+        self.asked[number] += 1
+        return key_of(number), f"photos/{number}.png", number
+
+
+def key_of(number: int) -> str:
+    return latent_key(f"{number:064x}", Cut(WIDE if number % 3 == 2 else BUCKET), fingerprint="vae")
+
+
+def prepare(number: int) -> Prepared:
+    size = (3, 8, 24) if number % 3 == 2 else (3, 16, 16)
+    return Prepared(torch.full(size, number / 10), INFO)
 
 
 class Encoder:
@@ -31,55 +66,75 @@ class Encoder:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         assert pixels.dtype == torch.float32
+        assert not torch.is_grad_enabled()
         self.seen.append(len(pixels))
         return torch.nn.functional.avg_pool2d(pixels, 4)
 
 
-def keys_of(examples: Sequence[Example], buckets: Sequence[Bucket], fingerprint: str = "vae") -> list[str]:
-    return [latent_key(e.digest, b, fingerprint=fingerprint) for e, b in zip(examples, buckets)]
+def fill(cache: Cache, jobs: Sequence[Any], encode: Any = None, **more: Any) -> Filled:
+    return fill_latents(cache, jobs, **({"prepare": prepare, "encode": encode or Encoder()} | more))
 
 
-def test_each_picture_is_encoded_once_and_only_once(tmp_path: Path) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
-    cache, encoder, steps = Cache(tmp_path / "cache"), Encoder(), []
-    twice = (*examples, *examples)
-    count = fill_latents(
-        cache, twice, [*buckets, *buckets], encode=encoder, fingerprint="vae", on_progress=steps.append
-    )
-    assert count == 6
-    assert encoder.seen == steps == [1] * 6
-    assert fill_latents(cache, examples, buckets, encode=encoder, fingerprint="vae") == 0
-    shapes = [tuple(cache.read(key)["latents"].shape) for key in keys_of(examples, buckets)]
-    assert shapes == [(3, 4, 4), (3, 4, 4), (3, 2, 6)] * 2
+# -- filling alone --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_stored_is_what_the_encoder_said_of_the_cut_picture(tmp_path: Path) -> None:
-    root = tmp_path / "photos"
-    root.mkdir()
-    noise(16, 16).save(root / "a.png")
-    examples = scan([SourceSettings(path=str(root), default_caption="x")]).examples
-    cache = Cache(tmp_path / "cache")
-    fill_latents(cache, examples, [BUCKET], encode=lambda x: x.double(), fingerprint="vae")
-    stored = cache.read(keys_of(examples, [BUCKET])[0])["latents"]
-    expected = torch.frombuffer(bytearray(noise(16, 16).tobytes()), dtype=torch.uint8).reshape(16, 16, 3)
-    torch.testing.assert_close(stored, expected.permute(2, 0, 1).float() / 127.5 - 1)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_picture_is_encoded_once_and_only_once(tmp_path: Path, workers: int) -> None:
+    cache, encoder, steps = Cache(tmp_path), Encoder(), []
+    jobs = [*Jobs(), *Jobs()]  # equal pictures have one entry
+    assert fill(cache, jobs, encoder, workers=workers, on_progress=steps.append) == Filled(made=6, found=0)
+    assert encoder.seen == [1] * 6
+    assert sum(steps) == 6
+    assert fill(cache, jobs, encoder, workers=workers) == Filled(made=0, found=6)
+    assert fill(cache, [*Jobs(8)], encoder, workers=workers) == Filled(made=2, found=6)
+    entries = [cache.read(key_of(i)) for i in range(8)]
+    assert [tuple(entry["latents"].shape) for entry in entries] == [(3, 4, 4), (3, 4, 4), (3, 2, 6)] * 2 + [
+        (3, 4, 4)
+    ] * 2
+    assert all(entry.keys() == {"latents"} for entry in entries)
+    for i, entry in enumerate(entries):
+        torch.testing.assert_close(entry["latents"], torch.full_like(entry["latents"], i / 10))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_share_the_work_whatever_is_missing_and_whoever_is_first(tmp_path: Path, world: int) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
-    folder = tmp_path / "cache"
-    fill_latents(Cache(folder), examples[1:3], buckets[1:3], encode=Encoder(), fingerprint="vae")
-    encoders = [Encoder() for _ in range(world)]
-    for rank in reversed(range(world)):  # each sees what those before it have written already
-        fill_latents(Cache(folder), examples, buckets, encode=encoders[rank], fingerprint="vae", rank=rank, world=world)
-    assert Cache(folder).missing(keys_of(examples, buckets)) == []
-    assert sum(sum(encoder.seen) for encoder in encoders) == 4
+def test_latents_are_kept_as_float32(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), Jobs(1), lambda x: x.double() / 3)
+    assert Cache(tmp_path).read(key_of(0))["latents"].dtype == torch.float32
+
+
+def test_a_mask_is_kept_beside_the_latents_at_their_size(tmp_path: Path) -> None:
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :4, :6] = 1
+
+    def masked(number: int) -> Prepared:
+        return Prepared(torch.zeros(3, 16, 16), INFO, mask if number else None)
+
+    cache = Cache(tmp_path)
+    fill(cache, Jobs(2), prepare=masked)
+    assert cache.read(key_of(0)).keys() == {"latents"}
+    kept = cache.read(key_of(1))["mask"]
+    assert kept.tolist() == [[[1, 0.5, 0, 0], [0] * 4, [0] * 4, [0] * 4]]
+
+
+def test_only_what_is_missing_is_asked_for_and_prepared(tmp_path: Path) -> None:
+    cache, prepared = Cache(tmp_path), []
+    fill(cache, Jobs(4))
+
+    def noted(number: int) -> Prepared:
+        prepared.append(number)
+        return prepare(number)
+
+    fill(cache, Jobs(6), prepare=noted)
+    assert sorted(prepared) == [4, 5]
+
+
+def test_jobs_are_not_collected(tmp_path: Path) -> None:
+    """One at a time, of a sequence that may make them as it goes: for its key, for preparing, and for writing."""
+    jobs = Jobs(40)
+    fill(Cache(tmp_path), jobs)
+    assert set(jobs.asked.values()) == {3}
 
 
 def test_an_interrupted_filling_keeps_what_it_had_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
-
     class Interrupted(Encoder):
         def __call__(self, pixels: Tensor) -> Tensor:
             if len(self.seen) == 4:
@@ -87,87 +142,141 @@ def test_an_interrupted_filling_keeps_what_it_had_and_goes_on_to_the_same_bits(t
             return super().__call__(pixels)
 
     whole, broken = Cache(tmp_path / "whole"), Cache(tmp_path / "broken")
-    fill_latents(whole, examples, buckets, encode=Encoder(), fingerprint="vae")
+    fill(whole, Jobs())
     with pytest.raises(KeyboardInterrupt):
-        fill_latents(broken, examples, buckets, encode=Interrupted(), fingerprint="vae")
-    assert fill_latents(Cache(tmp_path / "broken"), examples, buckets, encode=Encoder(), fingerprint="vae") == 2
-    for key in keys_of(examples, buckets):
-        assert torch.equal(whole.read(key)["latents"], broken.read(key)["latents"])
+        fill(broken, Jobs(), Interrupted())
+    assert fill(Cache(tmp_path / "broken"), Jobs()) == Filled(made=2, found=4)
+    for number in range(6):
+        assert torch.equal(whole.read(key_of(number))["latents"], broken.read(key_of(number))["latents"])
 
 
-def test_shards_are_written_as_the_filling_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARD_ENTRIES", 2)
-    examples, buckets = examples_of(tmp_path / "photos")
-    fill_latents(Cache(tmp_path / "cache"), examples, buckets, encode=Encoder(), fingerprint="vae")
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+@pytest.mark.parametrize("setting", ["_SHARD_ENTRIES", "_SHARD_BYTES", "_SHARD_SECONDS"])
+def test_shards_are_written_as_the_filling_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setattr(module, setting, {"_SHARD_ENTRIES": 2, "_SHARD_BYTES": 300, "_SHARD_SECONDS": 0.0}[setting])
+    fill(Cache(tmp_path), Jobs())
+    assert len(list(tmp_path.iterdir())) == (6 if setting == "_SHARD_SECONDS" else 3)
 
 
-def test_batches_hold_one_bucket(tmp_path: Path) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
+def test_batches_hold_one_size(tmp_path: Path) -> None:
     encoder, cache = Encoder(), Cache(tmp_path / "cache")
-    fill_latents(cache, examples, buckets, encode=encoder, fingerprint="vae", batch_size=4)
+    fill(cache, Jobs(), encoder, batch_size=4)
     assert encoder.seen == [2, 1, 2, 1]
     single = Cache(tmp_path / "single")
-    fill_latents(single, examples, buckets, encode=Encoder(), fingerprint="vae")
-    for key in keys_of(examples, buckets):
-        torch.testing.assert_close(cache.read(key), single.read(key))
+    fill(single, Jobs())
+    for number in range(6):
+        torch.testing.assert_close(cache.read(key_of(number)), single.read(key_of(number)))
 
 
 def test_latents_that_are_not_finite_name_the_picture(tmp_path: Path) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
     calls = []
 
     def overflows(pixels: Tensor) -> Tensor:
         calls.append(pixels)
         return pixels / (0.0 if len(calls) == 3 else 1.0)
 
-    cache = Cache(tmp_path / "cache")
-    with pytest.raises(InputError, match=r"2\.png: its latents are not finite"):
-        fill_latents(cache, examples, buckets, encode=overflows, fingerprint="vae")
-    assert cache.missing(keys_of(examples, buckets)) == keys_of(examples, buckets)[2:]
+    with pytest.raises(InputError, match=r"photos/2\.png: its latents are not finite"):
+        fill(Cache(tmp_path), Jobs(), overflows)
+    assert [Cache(tmp_path).has(key_of(number)) for number in range(6)] == [True] * 2 + [False] * 4
 
 
-def test_a_picture_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
-    examples, buckets = examples_of(tmp_path / "photos")
-    noise(32, 32, 99).save(examples[1].path)
-    with pytest.raises(InputError, match=r"1\.png: it was changed"):
-        fill_latents(Cache(tmp_path / "cache"), examples, buckets, encode=Encoder(), fingerprint="vae")
-    examples[1].path.unlink()
-    with pytest.raises(InputError, match=r"1\.png: it cannot be read"):
-        fill_latents(Cache(tmp_path / "cache"), examples, buckets, encode=Encoder(), fingerprint="vae")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_changed_ends_it_and_what_was_made_is_kept(tmp_path: Path, workers: int) -> None:
+    def changed(number: int) -> Prepared:
+        if number == 3:
+            raise InputError("photos/3.png: it was changed")
+        return prepare(number)
+
+    with pytest.raises(InputError, match=r"^photos/3\.png: it was changed$"):
+        fill(Cache(tmp_path), Jobs(), prepare=changed, workers=workers)
+    assert [Cache(tmp_path).has(key_of(number)) for number in range(6)] == [True] * 3 + [False] * 3
 
 
 def test_captions_are_encoded_once_each(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    asked: list[str] = []
+    cache, asked, steps = Cache(tmp_path), [], []
 
     def encode(captions: Sequence[str]) -> dict[str, Tensor]:
         asked.extend(captions)
         return {"states": torch.tensor([[len(c)] for c in captions]), "mask": torch.ones(len(captions), 2).bfloat16()}
 
     captions = ["a dog", "a cat!", "a dog", ""]
-    assert [fill_text(cache, captions, encode=encode, fingerprint="clip", rank=r, world=2) for r in (0, 1)] == [2, 1]
-    assert sorted(asked) == ["", "a cat!", "a dog"]
-    assert cache.read(text_key("a cat!", fingerprint="clip"))["states"].tolist() == [6]
-    assert cache.read(text_key("", fingerprint="clip"))["mask"].dtype == torch.bfloat16
-    assert cache.missing([text_key("a dog", fingerprint="other"), text_key("a dog ", fingerprint="clip")])
+    assert fill_text(cache, captions, encode=encode, fingerprint="clip", on_progress=steps.append) == Filled(3, 0)
+    assert asked == ["a dog", "a cat!", ""]
+    assert sum(steps) == 3
+    assert fill_text(cache, [*captions, "new"], encode=encode, fingerprint="clip") == Filled(made=1, found=3)
+    assert cache.read(text_key("a cat!", "clip"))["states"].tolist() == [6]
+    assert cache.read(text_key("", "clip"))["mask"].dtype == torch.bfloat16
+    assert cache.missing([text_key("a dog", "other"), text_key("a dog ", "clip")])
 
 
-def test_a_key_changes_with_each_input() -> None:
-    keys = {
-        latent_key("a" * 64, BUCKET, fingerprint="vae"),
-        latent_key("a" * 63 + "b", BUCKET, fingerprint="vae"),
-        latent_key("a" * 64, Bucket(16, 17), fingerprint="vae"),
-        latent_key("a" * 64, BUCKET, fingerprint="vaf"),
-        latent_key("a" * 64, BUCKET, fingerprint="vae", flip=True),
-    }
-    assert len(keys) == 5
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+CUT = Cut(BUCKET, (0.5, 0.25), False, (1.0, 1.1, 0.9, 0.0), "#ffffff")
+SAME: dict[str, Any] = {
+    "digest": "a" * 64,
+    "cut": CUT,
+    "fingerprint": "vae",
+    "mask_digest": "b" * 64,
+    "alpha_mask": False,
+}
+CHANGES: list[dict[str, Any]] = [
+    {"digest": "a" * 63 + "b"},
+    {"cut": CUT._replace(bucket=Bucket(16, 17))},
+    {"cut": CUT._replace(bucket=Bucket(17, 16))},
+    {"cut": CUT._replace(anchor=(0.5, 0.26))},
+    {"cut": CUT._replace(anchor=(0.25, 0.5))},
+    {"cut": CUT._replace(flip=True)},
+    {"cut": CUT._replace(jitter=())},
+    *({"cut": CUT._replace(jitter=(*CUT.jitter[:i], 0.5, *CUT.jitter[i + 1 :]))} for i in range(4)),
+    {"cut": CUT._replace(background="#fffffe")},
+    {"fingerprint": "vaf"},
+    {"mask_digest": "b" * 63 + "c"},
+    {"mask_digest": ""},
+    {"alpha_mask": True},
+]
 
 
-def test_a_new_version_of_the_code_makes_new_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = latent_key("a", BUCKET, fingerprint="vae")
-    monkeypatch.setattr(module, "LATENTS_VERSION", module.LATENTS_VERSION + 1)
-    assert latent_key("a", BUCKET, fingerprint="vae") != before
+def test_a_latents_key_changes_with_each_single_input() -> None:
+    keys = [latent_key(**(SAME | change)) for change in CHANGES]
+    assert len({latent_key(**SAME), *keys}) == len(CHANGES) + 1
+    assert latent_key(**SAME) == latent_key(**SAME)
+
+
+def test_a_texts_key_changes_with_each_single_input() -> None:
+    assert (
+        len({text_key("a dog", "clip"), text_key("a dog ", "clip"), text_key("a dog", "clap"), text_key("", "clip")})
+        == 4
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_exactly_the_affected_entry_is_made_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+    def jobs(of_second: dict[str, Any]) -> list[tuple[str, str, int]]:
+        first = latent_key(**(SAME | {"digest": "f" * 64}))
+        return [(first, "first", 0), (latent_key(**(SAME | of_second)), "second", 1)]
+
+    made: list[int] = []
+
+    def noted(number: int) -> Prepared:
+        made.append(number)
+        return prepare(number)
+
+    for of_second, expected in ((({}), [0, 1]), (change, [1]), ({}, []), (change, [])):
+        fill(Cache(tmp_path), jobs(of_second), prepare=noted)
+        assert made == expected
+        made.clear()
+
+
+@pytest.mark.parametrize("version", ["LATENTS_VERSION", "TEXT_VERSION"])
+def test_a_new_version_of_the_code_makes_new_keys(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    def both() -> list[str]:
+        return [latent_key(**SAME), text_key("a dog", "clip")]
+
+    before = both()
+    monkeypatch.setattr(module, version, getattr(module, version) + 1)
+    assert [a == b for a, b in zip(before, both())] == [version != "LATENTS_VERSION", version != "TEXT_VERSION"]
+
+
+# -- where ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_cache_never_lies_among_the_pictures(tmp_path: Path) -> None:
@@ -184,3 +293,163 @@ def test_the_cache_never_lies_among_the_pictures(tmp_path: Path) -> None:
 def test_the_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_folder() == Path("/somewhere/lorakit/data")
+
+
+# -- several processes ----------------------------------------------------------------------------------------------
+
+WORKER = """
+import datetime, json, os, sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from lorakit.core import processes
+from lorakit.core.errors import InputError
+from lorakit.data.cache import Cache, fill_latents, fill_text, text_key
+from tests.data.test_cache import Jobs, key_of, prepare
+
+scenarios, folder, rank, port = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+processes.HEARTBEAT = 0.5
+dist.init_process_group(
+    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30)
+)
+gather = processes.gather_objects
+waits = []
+
+def timed(value):
+    start = time.monotonic()
+    try:
+        return gather(value)
+    finally:
+        waits.append(time.monotonic() - start)
+
+processes.gather_objects = timed
+
+def run(scenario):
+    cache, made, heard, filled, error = Cache(folder / scenario), [], [], None, None
+    waits.clear()
+
+    def ready(number):
+        if scenario == "raises" and rank == 1 and len(made) > 2:
+            raise InputError(["photos/x.png: it was changed", "and so was y"])
+        return prepare(number)
+
+    def encode(pixels):
+        if scenario == "slow" and rank == 1:
+            time.sleep(0.2)
+        elif scenario in ("killed", "raises"):
+            time.sleep(0.05)
+        if scenario == "breaks" and rank == 0:
+            raise RuntimeError("out of memory")
+        made.append(round(float(pixels.flatten()[0]) * 10))
+        return torch.nn.functional.avg_pool2d(pixels, 4)
+
+    def text(captions):
+        made.append(captions[0])
+        return {"states": torch.ones(1, 2)}
+
+    workers = 1 if scenario == "workers" else 0
+    try:
+        filled = fill_latents(
+            cache, Jobs(40), prepare=ready, encode=encode, workers=workers, on_progress=heard.append
+        )
+        assert all(cache.has(key_of(number)) for number in range(40)), "every rank has all of it"
+        assert fill_text(cache, [f"caption {i}" for i in range(9)], encode=text, fingerprint="clip") == (9, 0)
+        assert all(cache.has(text_key(f"caption {i}", "clip")) for i in range(9))
+    except Exception as caught:
+        error = type(caught).__name__, str(caught)
+    return {"made": made, "filled": filled, "heard": sum(heard), "error": error, "longest": max(waits)}
+
+print(json.dumps({scenario: run(scenario) for scenario in scenarios}))
+processes.leave()
+"""
+
+
+def start_two(scenarios: str, folder: Path) -> list[subprocess.Popen[str]]:
+    """Two gloo processes that fill a cache in `folder` for each scenario."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, scenarios, str(folder), str(rank), port],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def run_two(scenarios: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the two say of themselves, by scenario."""
+    started = start_two(scenarios, folder)
+    ended = [process.communicate(timeout=120) for process in started]
+    for process, (_, err) in zip(started, ended):
+        assert process.returncode == 0, err
+    said = [json.loads(out) for out, _ in ended]
+    return {scenario: [rank[scenario] for rank in said] for scenario in scenarios.split(",")}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """All scenarios in one pair of processes, as starting them takes longest."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_two("equal,workers,slow,raises,breaks", folder)
+
+
+@pytest.mark.parametrize("scenario", ["equal", "workers"])
+def test_two_ranks_make_each_entry_once(two: Any, scenario: str) -> None:
+    said = two[1][scenario]
+    assert sorted(str(m) for rank in said for m in rank["made"]) == sorted(
+        [*map(str, range(40)), *(f"caption {i}" for i in range(9))]
+    )
+    for rank in said:
+        assert (rank["filled"], rank["heard"], rank["error"]) == ([40, 0], 40, None)
+        assert len(rank["made"]) > 4
+
+
+def test_a_slow_rank_loses_its_work_to_the_other_and_nobody_waits_long(two: Any) -> None:
+    """Alone, the slow one would take four seconds for its half."""
+    said = two[1]["slow"]
+    pictures = [[m for m in rank["made"] if isinstance(m, int)] for rank in said]
+    assert sorted(pictures[0] + pictures[1]) == list(range(40))
+    assert len(pictures[1]) < 12
+    assert said[0]["longest"] < 2.0  # a heartbeat of 0.5, an item of 0.2, and a loaded machine
+
+
+def test_what_one_rank_raises_every_rank_raises(two: Any) -> None:
+    said = two[1]["raises"]
+    expected = ["InputError", "photos/x.png: it was changed\nand so was y"]
+    assert [rank["error"] for rank in said] == [expected, expected]
+    kept = [m for rank in said for m in rank["made"]]
+    assert kept
+    assert all(Cache(two[0] / "raises").has(key_of(number)) for number in kept)
+
+
+def test_what_breaks_a_rank_ends_the_other_too(two: Any) -> None:
+    said = two[1]["breaks"]
+    assert said[0]["error"] == ["RuntimeError", "out of memory"]
+    assert said[1]["error"] == ["RuntimeError", "rank 0 failed: RuntimeError: out of memory"]
+
+
+def test_killed_while_filling_what_was_written_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    started, end = start_two("killed", tmp_path), time.monotonic() + 60
+    while Cache(folder).usage().shards < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)
+    there = {number for number in range(40) if Cache(folder).has(key_of(number))}
+    assert 0 < len(there) < 40
+    prepared: list[int] = []
+
+    def noted(number: int) -> Prepared:
+        prepared.append(number)
+        return prepare(number)
+
+    assert fill(Cache(folder), Jobs(40), prepare=noted) == Filled(made=40 - len(there), found=len(there))
+    assert sorted(prepared) == sorted({*range(40)} - there)
