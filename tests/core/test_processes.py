@@ -8,7 +8,7 @@ import torch
 from lorakit.core import processes
 
 WORKER = """
-import datetime, sys
+import datetime, signal, sys, threading, time
 import torch
 import torch.distributed as dist
 from lorakit.core import processes
@@ -38,6 +38,48 @@ except InputError as error:
     assert error.problems == ["a", "b"]
 else:
     raise SystemExit("rank 0's error must reach every rank")
+
+# an action that takes longer than any collective may
+processes.HEARTBEAT = 0.2
+held = []
+broadcast = dist.broadcast_object_list
+
+def timed(values, src):
+    start = time.monotonic()
+    broadcast(values, src=src)
+    held.append(time.monotonic() - start)
+
+dist.broadcast_object_list = timed
+def slow():
+    time.sleep(1.5)
+    return threading.current_thread() is not threading.main_thread()
+assert processes.on_first_rank(slow) is True
+assert len(held) >= 4 and max(held) < 1.0, held
+def slow_refusal():
+    time.sleep(0.5)
+    raise InputError(["late"])
+try:
+    processes.on_first_rank(slow_refusal)
+except InputError as error:
+    assert error.problems == ["late"]
+else:
+    raise SystemExit("a late error must reach every rank too")
+assert processes.on_first_rank(lambda: None) is None
+
+# Ctrl-C on the first rank ends its waiting, whatever the action does
+processes.barrier()
+if rank == 0:
+    threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
+    start = time.monotonic()
+    try:
+        processes.on_first_rank(lambda: time.sleep(30))
+    except KeyboardInterrupt:
+        assert time.monotonic() - start < 5
+        dist.broadcast_object_list([True, "interrupted", None], src=0)
+    else:
+        raise SystemExit("KeyboardInterrupt must pass")
+else:
+    assert processes.on_first_rank(lambda: None) == "interrupted"
 processes.barrier()
 processes.leave()
 assert processes.world() == 1
@@ -76,3 +118,23 @@ def test_alone_everything_is_the_identity():
     processes.barrier()
     assert torch.equal(tensor, before)
     assert processes.on_first_rank(lambda: 5) == 5
+
+
+def test_alone_an_action_runs_where_it_is_called():
+    import threading
+
+    assert processes.on_first_rank(threading.current_thread) is threading.current_thread()
+
+
+def test_workers_leave_signals_to_the_parent():
+    code = (
+        "import os, signal\n"
+        "from lorakit.core.processes import leave_signals_to_the_parent\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "leave_signals_to_the_parent(0)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("still here\n", -15)
