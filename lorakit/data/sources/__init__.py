@@ -117,7 +117,7 @@ def _held(path: str) -> tuple[list[str], list[str]]:
 
 def _refuse(settings: SourceSettings, index: int, keys: "tuple[str, ...] | list[str]", what: str) -> None:
     """Raises InputError for every one of `keys` that was given, since `what` has no use for it."""
-    given = [key for key in keys if key in settings.model_fields_set]
+    given = [key for key in keys if getattr(settings, key) != SourceSettings.model_fields[key].default]
     if given:
         path = printable(settings.path)
         raise InputError([f"data.sources.{index}.{key}: {path} is {what}, which has none: remove it." for key in given])

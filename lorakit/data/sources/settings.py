@@ -48,8 +48,8 @@ class SourceSettings(CaptionSettings, PictureSettings):
     """A folder with a mask for each picture, under the same relative name but with `.png`; absent: `a.mask.png` beside
     `a.jpg`."""
 
-    split: str = "train"
-    """Which split of a dataset (datasets and parquet only)."""
+    split: str | None = None
+    """Which split of a dataset (datasets and parquet only); absent: train."""
 
     subset: str | None = None
     """Which configuration of a dataset by name."""

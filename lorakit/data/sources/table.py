@@ -41,6 +41,7 @@ class TableStorage:
 
     def __init__(self, settings: SourceSettings, index: int, *, kind: Kind, files: Sequence[str], cache: Path) -> None:
         self._settings = settings
+        self._split = settings.split or "train"
         self._index = index
         self._kind = kind
         self._files = tuple(files)
@@ -67,7 +68,7 @@ class TableStorage:
         if self._imported is not None:
             return self._imported.identity
         path = s.path if self._kind == "hub" else os.path.realpath(s.path)
-        return json.dumps([path, s.subset, s.split, s.revision, s.image_column])
+        return json.dumps([path, s.subset, self._split, s.revision, s.image_column])
 
     def label(self, name: str) -> str:
         return f"{printable(self._settings.path)}: {printable(name)}"
@@ -152,10 +153,10 @@ class TableStorage:
         except Exception as error:  # whatever pyarrow, fsspec and datasets raise of damaged files
             raise ValueError(f"the dataset cannot be read ({_reason(error)}): save it again") from None
         if isinstance(loaded, datasets.DatasetDict):
-            if s.split not in loaded:
-                raise ValueError(f"there is no split {s.split!r}, only {', '.join(map(repr, loaded))}: set split")
-            return loaded[s.split]
-        if "split" in s.model_fields_set and str(loaded.split) != s.split:
+            if self._split not in loaded:
+                raise ValueError(f"there is no split {self._split!r}, only {', '.join(map(repr, loaded))}: set split")
+            return loaded[self._split]
+        if s.split is not None and str(loaded.split) != s.split:
             raise ValueError("it is one dataset without that split: remove split")
         return loaded
 
@@ -166,12 +167,12 @@ class TableStorage:
         try:
             if self._kind == "hub":
                 name = s.path.removeprefix(HUB)
-                return datasets.load_dataset(name, s.subset, split=s.split, revision=s.revision, streaming=streaming)
+                return datasets.load_dataset(name, s.subset, split=self._split, revision=s.revision, streaming=streaming)
             # so that datasets writes its copy there and not beside the files
             copies = str(make_folder(self._cache / "datasets"))
-            files = {s.split: split_files(self._files, s.split)}
+            files = {self._split: split_files(self._files, self._split)}
             return datasets.load_dataset(
-                "parquet", data_files=files, split=s.split, cache_dir=copies, streaming=streaming
+                "parquet", data_files=files, split=self._split, cache_dir=copies, streaming=streaming
             )
         except ValueError as error:
             raise ValueError(f"the dataset cannot be read: {_reason(error)}") from None
@@ -185,7 +186,7 @@ class TableStorage:
     def _imported_to(self) -> Path:
         s = self._settings
         state = [(os.path.realpath(file), stamp_of(os.stat(file))) for file in self._files]
-        parts = [s.path, s.subset, s.split, s.revision, s.image_column, s.caption_column, state]
+        parts = [s.path, s.subset, self._split, s.revision, s.image_column, s.caption_column, state]
         digest = hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
         return self._cache / "imports" / digest[:32]
 
