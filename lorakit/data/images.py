@@ -6,6 +6,7 @@ Here: what one file holds, from bytes to tensors. Not here: which files there ar
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from lorakit.data.cut import covering, crop_info, offset
 from lorakit.data.cut import cuts as cuts
 from lorakit.data.cut import draw_cut as draw_cut
 from lorakit.data.cut import plain_cut as plain_cut
-from lorakit.data.formats import formats
+from lorakit.data.formats import formats, jxl_size
 from lorakit.data.formats import plugin_for as plugin_for
 from lorakit.data.formats import suffixes as suffixes
 from lorakit.data.masks import pool_mask as pool_mask
@@ -103,6 +104,8 @@ def decode_for(file: IO[bytes], wanted: Callable[[Size], Size | None]) -> Decode
     same, so that damage is found.
     """
     with _complaints():
+        if math.prod(jxl_size(file) or (0,)) > MAX_PIXELS:
+            raise Image.DecompressionBombError
         image = Image.open(file, formats=tuple(formats()))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from lorakit.data import images, resize
 from lorakit.data.buckets import Bucket
-from lorakit.data.formats import formats, plugin_for, suffixes
+from lorakit.data.formats import formats, jxl_size, plugin_for, suffixes
 from lorakit.data.images import BadImageError, CropInfo, Cut, Prepared, crop_info, decode, pixels, prepare_picture
 from tests.data.pictures import noise
 
@@ -428,6 +428,35 @@ def test_avif_is_read_upright_and_refused_where_it_is_cut_off() -> None:
     assert ".avif" in suffixes() and plugin_for(".avif") is None
     with pytest.raises(BadImageError):
         decode(io.BytesIO(data[: len(data) // 2]))
+
+
+# the first bytes of files that libjxl wrote
+@pytest.mark.parametrize(
+    ("size", "head"),
+    [
+        ((64, 48), "ff0acb060013080100ec0067"),
+        ((1000, 777), "ff0a4218e87c0c0013080100"),
+        ((13, 400), "ff0a780c180c0013080100ac"),
+        ((4032, 3024), "ff0a7a5e1b00130801006c00"),
+        ((9000, 10), "ff0a48004f46180013080100"),
+        ((14_000, 14_000), "ff0a7cb5210300130801006c"),
+        (
+            (64, 48),
+            "0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c20000000106a786c7000000000ff0acb06000000124578"
+            "696649492a00",
+        ),
+        (None, "ff0a"),
+        (None, "0000000c4a584c200d0a870a00000000"),
+        (None, "ffd8ffe000104a46494600010101"),
+    ],
+)
+def test_the_size_of_a_jxl_is_read_from_its_header(size: tuple[int, int] | None, head: str) -> None:
+    file = io.BytesIO(bytes.fromhex(head))
+    assert jxl_size(file) == size
+    assert file.tell() == 0
+    if size == (14_000, 14_000):
+        with pytest.raises(BadImageError, match="million pixels"):
+            decode(file)
 
 
 def test_a_plugin_that_is_installed_is_made_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
