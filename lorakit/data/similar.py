@@ -65,7 +65,7 @@ def alike(looks: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     nearest = np.full(count, -1, dtype=np.int64)
     distance = np.full(count, MAX_DISTANCE + 1, dtype=np.int64)
     halves = np.ascontiguousarray(words).view(np.uint64)
-    plain = ~words.any(axis=1)
+    plain = np.asarray(words.max(axis=1) == 0)
     for band in np.ascontiguousarray(words).view(np.uint16).T[:_BANDS]:
         order = np.lexsort((first, band))
         sorted_band = band[order]

@@ -93,16 +93,25 @@ def test_progress_counts_every_picture(tmp_path: Path) -> None:
     assert counts == list(range(1, 11))
 
 
-def test_an_interrupt_ends_it_at_once(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "p", {f"{i}.png": (8, 8) for i in range(5)})
+def test_an_interrupt_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of(tmp_path / "p", {f"{i}.png": (8, 8) for i in range(30)})
+    inspected: list[bytes] = []
+    inspect = scan.inspect_picture
+
+    def slow(data: bytes) -> inspection.Seen:
+        time.sleep(0.05)
+        inspected.append(data)
+        return inspect(data)
 
     def interrupt(done: int) -> None:
         raise KeyboardInterrupt
 
-    before = threading.active_count()
+    monkeypatch.setattr(scan, "inspect_picture", slow)
     with pytest.raises(KeyboardInterrupt):
         scan.scan([SourceSettings(path=str(root))], cache=tmp_path / "c", on_progress=interrupt)
-    assert threading.active_count() == before
+    done = len(inspected)
+    time.sleep(0.3)
+    assert len(inspected) == done < 15  # nothing goes on behind it
 
 
 def test_pictures_are_read_ahead_by_a_bounded_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,9 @@ def test_plain_pictures_have_no_look() -> None:
     nearly = np.full((64, 64), 200, dtype=np.uint8)
     nearly[20:30, 20:30] = 199
     plain.append(Image.fromarray(nearly))
+    spot = np.full((64, 64), 255, dtype=np.uint8)
+    spot[30:34, 30:34] = 0  # a dot on white is like any other
+    plain.append(Image.fromarray(spot))
     assert [look(image) for image in plain] == [0] * len(plain)
     assert pairs_of([0, 0, 0, 1, 1]) == {4: 3}
 
@@ -98,6 +101,14 @@ def test_whatever_has_a_near_one_is_found_and_no_other(words: list[int], changes
         near = [(a ^ b).bit_count() for a in numbers[:j] if a and b]
         assert j in found or min(near, default=128) > SURE_DISTANCE
     assert all(i < j and (numbers[i] ^ numbers[j]).bit_count() <= MAX_DISTANCE for j, i in found.items())
+
+
+@pytest.mark.parametrize("band", range(8))
+def test_pairs_that_agree_in_one_stretch_alone_are_found(band: int) -> None:
+    word = int(noise(4, 4).tobytes()[:16].hex(), 16)
+    other = word ^ sum(1 << (16 * k + k) for k in range(8) if k != band)
+    assert (word ^ other).bit_count() == SURE_DISTANCE
+    assert pairs_of([word, 5 << 100, other]) == {2: 0}
 
 
 def test_a_hundred_thousand_and_many_of_one_kind_take_seconds() -> None:
