@@ -51,8 +51,8 @@ _UPRIGHT = {
 # orientations that exchange width and height, and those that turn the stored right or lower edge to the left or top
 _LYING, _FROM_RIGHT, _FROM_BELOW = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 
-# a JPEG is decoded at a half, a quarter or an eighth of its size if that is still so many times what is wanted; twice
-# costs quality (53 dB): scripts/bench_data.py decode
+# a JPEG is decoded at a half, a quarter or an eighth of its size if that is still so many times what is wanted; fewer
+# cost quality (twice: 54 dB, docs/performance.md)
 _DRAFT_MARGIN = 16
 
 Size = tuple[int, int]

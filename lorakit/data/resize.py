@@ -1,7 +1,7 @@
 """Lanczos's filter over a whole picture, several times faster than Pillow's and the same but for rounding.
 
-torch has Pillow's algorithm with vector instructions: 8 bits, rows first, rounded between. What Pillow's takes longer
-for than decoding a JPEG takes a fifth of it; `scripts/bench_data.py decode` has the figures.
+Pillow's takes longer than decoding a JPEG; torch has the same with vector instructions: 8 bits, rows first, rounded
+between. docs/performance.md has the figures.
 """
 
 import functools
@@ -46,7 +46,7 @@ def _lanczos(array: np.ndarray, size: Size) -> np.ndarray:
 
 @functools.cache
 def _torch_knows_lanczos() -> bool:
-    """torch has it since 2.12; whether it is Pillow's is asked with a picture, not a version's number."""
+    """newer ones have it; whether it is Pillow's is asked with a picture, not a version's number."""
     array = np.arange(20 * 24 * 3, dtype=np.uint32).reshape(20, 24, 3) * 2654435761 >> 7
     image = Image.fromarray((array % 256).astype(np.uint8))
     try:
