@@ -94,7 +94,8 @@ def write_shard(path: Path, entries: Mapping[str, Mapping[str, Tensor]]) -> Cont
                 for (name, dtype, shape), start, end in zip(kind, ends, ends[1:])
             )
         packed.append((key, layouts[kind], [_bytes_of(tensor) for tensor in ready]))
-    return _write(path, packed)
+    starts = _write(path, packed)
+    return Contents(pack(entries), [layout for _, layout, _ in packed], starts)
 
 
 def merge_shards(path: Path, shards: Iterable[Path]) -> None:
@@ -110,22 +111,15 @@ def merge_shards(path: Path, shards: Iterable[Path]) -> None:
             for packed, layout, first in zip(contents.keys, contents.layouts, contents.starts.tolist()):
                 key = packed.tobytes().hex()
                 places = [(first + part.start, first + part.start + part.size) for part in layout]
-                found[key] = key, _closed_up(layout), [data[start:end] for start, end in places]
+                found[key] = key, layout, [data[start:end] for start, end in places]
     _write(path, list(found.values()))
 
 
-def _closed_up(layout: Layout) -> Layout:
-    """`layout` with its parts one after the other: another program may have put something between them."""
-    ends = accumulate((part.size for part in layout), initial=0)
-    return tuple(part._replace(start=start) for part, start in zip(layout, ends))
-
-
-def _write(path: Path, entries: Sequence[tuple[str, Layout, Sequence[Any]]]) -> Contents:
-    """Entries are (key, layout, the bytes of each part), which lie one after the other.
+def _write(path: Path, entries: Sequence[tuple[str, Layout, Sequence[Any]]]) -> NDArray[Any]:
+    """Entries are (key, layout, the bytes of each part), which come to lie one after the other. Returns the starts.
 
     The header is put together by hand, and the disk told at once how much will come: half of a write's time.
     """
-    keys = pack(key for key, _, _ in entries)
     starts, end = np.empty(len(entries), np.int64), 0
     about: dict[Part, tuple[str, str]] = {}
     lines = [f'"__metadata__":{{"format":{json.dumps(FORMAT)}}}']
@@ -148,7 +142,7 @@ def _write(path: Path, entries: Sequence[tuple[str, Layout, Sequence[Any]]]) -> 
         for _, _, data in entries:
             for piece in data:
                 file.write(piece)
-    return Contents(keys, [layout for _, layout, _ in entries], starts + 8 + len(header))
+    return starts + 8 + len(header)
 
 
 def _bytes_of(tensor: Tensor) -> Any:

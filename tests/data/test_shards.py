@@ -267,3 +267,18 @@ def test_asking_what_is_missing_counts_as_use(tmp_path: Path) -> None:
     assert cache.prune(5 * 86_400).shards == 1
     assert Cache(tmp_path).missing([key(1), key(2)]) == [key(2)]
     assert cache.missing([key(1), key(2)]) == [key(2)]
+
+
+def test_a_listing_that_missed_what_was_just_merged_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's listing is not of one moment: it may have passed the place of a shard that then appeared there."""
+    cache = Cache(tmp_path)
+    cache.write({key(1): entry(1)})
+    cache.write({key(2): entry(2)})
+    upkeep.compact(tmp_path)
+    (tmp_path / "empty").mkdir()
+    folders = iter([tmp_path / "empty"])
+    scandir = os.scandir
+    monkeypatch.setattr(shards.os, "scandir", lambda folder: scandir(next(folders, folder)))
+    assert cache.missing([key(1), key(2)]) == []
