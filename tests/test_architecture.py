@@ -34,7 +34,7 @@ MODELS = {"diffusers", "transformers", "tokenizers", "huggingface_hub", "bitsand
 FENCE = {
     "diffusion": BASE - {"PIL"},
     "adapters": BASE | {"peft"},
-    "data": BASE | {"datasets", "imagehash", "xxhash", "blake3", "pillow_heif", "pillow_avif"},
+    "data": BASE | {"datasets", "imagehash", "xxhash", "blake3", "pillow_heif", "pillow_jxl"},
     "optimizers": BASE | {"bitsandbytes", "prodigyopt", "schedulefree"},
     **dict.fromkeys(["families", "sampling", "captioning", "evaluation"], BASE | MODELS),
     "training": BASE | {"accelerate", "wandb", "tensorboard"},

@@ -26,10 +26,10 @@ class Place(NamedTuple):
 class Example:
     """One picture of a source, undecoded.
 
-    `key` is stable and unique in a run (source number and name); `captions` are as written, before the source's algebra,
-    and ("",) where there is none; `size` is (width, height) of the upright picture in pixels; `digest` is the sha256 of
-    its bytes; `role` is "train", "regularization" or "validation"; `focus` is the point (x, y), in 0 … 1 of the upright
-    picture, that crops keep in the middle; `look` is a perceptual hash of 128 bits.
+    `key` is stable and unique in a run (source number and name); `captions` are as written, before the source's
+    algebra, and ("",) where there is none; `size` is (width, height) of the upright picture in pixels; `digest` is the
+    sha256 of its bytes; `role` is "train", "regularization" or "validation"; `focus` is the point (x, y), in 0 … 1 of
+    the upright picture, that crops keep in the middle; `look` is a perceptual hash of 128 bits.
     """
 
     key: str
@@ -52,8 +52,8 @@ class Batch:
     `latents` (B, C, h, w) scaled as the backbone takes them, or None where `pixels` (B, 3, H, W) in -1 … 1 are to be
     encoded first; `noise` of the latents' shape; `quantile` (B,) in [0, 1), which a timestep law turns into t; `weight`
     (B,); `numbers` are the samples' numbers n in the run (what is random about a sample follows from its n). `text` is
-    cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded; `class_text` is that of
-    the class prompts, where a source has one. `sizes` (B, 6) are original height and width, the crop's top and left,
+    cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded; `class_text` is that
+    of the class prompts, where a source has one. `sizes` (B, 6) are original height and width, the crop's top and left,
     and the target's height and width, all in pixels (SDXL's conditioning: Podell et al. 2023, arXiv:2307.01952, §2.2).
     `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it.
     """

@@ -4,7 +4,7 @@ Here: the `data` section of a recipe and what becomes of it. Next: `cache.py` en
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from lorakit.data.images import BadImageError, Prepared, prepare_picture
 from lorakit.data.plan import Draw, Plan
 from lorakit.data.report import DataReport, make_report
 from lorakit.data.scan import scan
-from lorakit.data.sources import SourceSettings, Storage, open_source
+from lorakit.data.sources import SourceSettings, Storage
 from lorakit.data.split import split
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Dataset:
 
     examples: Examples
     settings: DataSettings
-    storages: tuple[Storage, ...]
+    storages: Mapping[int, Storage]
     buckets: tuple[Bucket, ...]
     bucket_ids: NDArray[Any]
     plan: Plan
@@ -230,14 +230,14 @@ class Expanded(Sequence[T], Generic[T]):
 
 @dataclass(frozen=True)
 class Survey:
-    """The report on the data, and they themselves where nothing is wrong with them."""
+    """The report on the data, and they themselves, without what is wrong: None where nothing is left."""
 
     dataset: Dataset | None
     report: DataReport
 
     def usable(self) -> Dataset:
         """The data; InputError with all that is wrong with them."""
-        if self.dataset is None:
+        if self.dataset is None or self.report.errors:
             raise InputError(list(self.report.errors))
         return self.dataset
 
@@ -282,7 +282,7 @@ def survey(
     )
     problems += found.problems
     data = None
-    if not problems:
+    if buckets and (found.examples.roles == ROLES.index("train")).any():
         examples = _with_validation(found.examples, settings, seed=seed)
         ids = bucket_ids(examples.sizes, buckets, max_upscale=max_upscale)
         plan = Plan(
@@ -295,8 +295,7 @@ def survey(
             global_batch=global_batch,
             content=_content(examples),
         )
-        storages = tuple(open_source(source, i, cache=cache) for i, source in enumerate(settings.sources))
-        data = Dataset(examples, settings, storages, tuple(buckets), ids, plan)
+        data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan)
         problems += [*_leaks(examples), *_gaps(plan, last_step=steps or plan.steps_in(epochs or 1))]
     report = make_report(
         data.examples if data else found.examples,
@@ -312,7 +311,7 @@ def survey(
         steps=steps,
         epochs=epochs,
     )
-    return Survey(None if problems else data, report)
+    return Survey(data, report)
 
 
 def _gaps(plan: Plan, *, last_step: int) -> list[str]:

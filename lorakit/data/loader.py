@@ -220,8 +220,7 @@ class _Samples:
     def _text(self, captions: Sequence[str]) -> Text | None:
         if self.text_fingerprint is None:
             return None
-        parts = [self.cache.read(text_key(caption, fingerprint=self.text_fingerprint)) for caption in captions]
-        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return self.cache.read_stacked([text_key(caption, self.text_fingerprint) for caption in captions])
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -8,7 +8,7 @@ import os
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,8 @@ _ASPECT = 0.01  # how far, in proportion, a mask's aspect may be off
 class Scan:
     """What the sources hold; `skipped` are the bad pictures that were left out, with the reason.
 
+    `storages` are those of the sources that could be opened, by number.
+
     `warnings` and `skipped` name files by their keys: they may be passed on and hold no absolute path. `problems` name
     them so that a person finds them.
     """
@@ -44,6 +46,7 @@ class Scan:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     skipped: tuple[str, ...]
+    storages: Mapping[int, Storage] = field(default_factory=dict)
 
 
 def scan(
@@ -58,7 +61,7 @@ def scan(
 
     `size_problem` says of an upright picture's (width, height) why it cannot be used, if so. With `on_bad_image` "skip"
     what is no usable picture is left out and named. `cache` is the folder where it is remembered what was looked at.
-    `on_progress` is called with the number of pictures done, after each.
+    `on_progress` is called with 1 after each picture.
     """
     found = Found(skip=on_bad_image == "skip")
     if not sources:
@@ -66,7 +69,7 @@ def scan(
     inside = _lies_within(cache, sources)
     memo = Memo(None if inside else cache / "scan.sqlite")
     builder = ExamplesBuilder()
-    done = 0
+    storages: dict[int, Storage] = {}
     try:
         for index, settings in enumerate(sources):
             try:
@@ -80,11 +83,11 @@ def scan(
                     "choose another folder."
                 )
                 continue
+            storages[index] = storage
             source = _Source(settings, index, storage, memo, found, builder, size_problem)
             for _ in source.scan():
-                done += 1
                 if on_progress is not None:
-                    on_progress(done)
+                    on_progress(1)
     finally:
         memo.close()
     if memo.warning is not None:
@@ -92,7 +95,7 @@ def scan(
     examples = builder.build()
     found.warnings += _copies(examples)
     # a text file that two pictures share is wrong for both
-    return Scan(examples, tuple(dict.fromkeys(found.problems)), tuple(found.warnings), tuple(found.skipped))
+    return Scan(examples, tuple(dict.fromkeys(found.problems)), tuple(found.warnings), tuple(found.skipped), storages)
 
 
 class _Looked(NamedTuple):

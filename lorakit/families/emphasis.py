@@ -34,6 +34,10 @@ def weighted_tokens(tokenizer: Any, captions: Sequence[str], *, limit: int) -> t
 
 
 def weigh(states: Tensor, weights: Tensor) -> Tensor:
-    """`states` (B, L, D) times `weights` (B, L), brought back to the mean that they had, as A1111 does it."""
+    """`states` (B, L, D) times `weights` (B, L), brought back to the root mean square that they had.
+
+    A1111 brings back the mean, which may be next to zero behind a layer norm: then the quotient means nothing.
+    """
     weighted = states * weights[..., None].to(states)
-    return weighted * (states.mean(dim=(1, 2), keepdim=True) / weighted.mean(dim=(1, 2), keepdim=True))
+    before, after = (x.float().square().mean(dim=(1, 2), keepdim=True) for x in (states, weighted))
+    return weighted * (before / after).sqrt().to(states)

@@ -1,4 +1,7 @@
-"""`metrics.jsonl`: exactly one line per optimizer step, flushed in blocks and before each checkpoint."""
+"""`metrics.jsonl`, exactly one line per optimizer step, and `validation.jsonl`, one per validation.
+
+They are flushed in blocks and before each checkpoint.
+"""
 
 import json
 from pathlib import Path
@@ -25,6 +28,8 @@ class MetricsFile:
             self.flush()
 
     def flush(self) -> None:
+        if not self._pending:
+            return
         with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(self._pending))
         self._pending.clear()

@@ -95,7 +95,7 @@ class Runtime:
 
 
 def bar(*, unit: str, label: str | None = None, initial: int = 0, total: int | None = None) -> Any:
-    """A progress bar, shown by rank 0 alone; one without a total disappears at its end."""
+    """A progress bar, shown by rank 0 alone; one without a total comes after a second and goes again, but in logs."""
     from accelerate.utils import tqdm
 
     return tqdm(
@@ -103,7 +103,8 @@ def bar(*, unit: str, label: str | None = None, initial: int = 0, total: int | N
         unit=unit,
         initial=initial,
         total=total,
-        leave=total is not None,
+        leave=total is not None or not sys.stderr.isatty(),
+        delay=0 if total is not None else 1,
         disable=rank() != 0,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file need not see every step
         dynamic_ncols=True,

@@ -36,8 +36,9 @@ class Checked:
 def check(recipe: Recipe, *, out: Path | None = None, originals: int = SHOWN, title: str = "") -> Checked:
     """Reads the data of `recipe`, and writes what was found to the folder `out`, if given.
 
-    There it becomes check.json and check.html, and contact-sheet.png with at most `originals` pictures unless something
-    is wrong. That is in the report and not raised; InputError only for pictures that change meanwhile.
+    There it becomes check.json and check.html, and contact-sheet.png with at most `originals` of the pictures that can
+    be used; errors name these by their keys there. What is wrong is in the report and not raised; InputError only for
+    pictures that change meanwhile.
     """
     quiet_libraries()
     sources = [Path(source.path) for source in recipe.data.sources]
@@ -55,8 +56,18 @@ def check(recipe: Recipe, *, out: Path | None = None, originals: int = SHOWN, ti
     report = replace(surveyed.report, errors=(*problems, *surveyed.report.errors))
     if out is None or not writable:
         return Checked(report, ())
-    data = None if report.errors else surveyed.dataset
-    return Checked(report, _written(out, report, recipe, data, originals=originals, title=title))
+    files = replace(report, errors=tuple(_without_paths(text, recipe) for text in report.errors))
+    return Checked(report, _written(out, files, recipe, surveyed.dataset, originals=originals, title=title))
+
+
+def _without_paths(text: str, recipe: Recipe) -> str:
+    """`text` for a file that is passed on: pictures by their keys, other paths of the recipe by their last names."""
+    for index, source in enumerate(recipe.data.sources):
+        text = text.replace(f"{printable(source.path).rstrip('/')}/", f"{index}/")
+    paths = [recipe.model.path, recipe.run.output, recipe.data.cache, *(source.path for source in recipe.data.sources)]
+    for path in sorted((path for path in paths if path), key=len, reverse=True):
+        text = text.replace(printable(path), printable(Path(path).name))
+    return text
 
 
 def _written(

@@ -50,7 +50,8 @@ def survey_recipe(recipe: Recipe) -> Survey:
         )
     if not problems:
         return found
-    return Survey(None, replace(found.report, errors=(*problems, *found.report.errors)))
+    data = found.dataset if description else None  # for another model, buckets would be others
+    return Survey(data, replace(found.report, errors=(*problems, *found.report.errors)))
 
 
 def _counter(description: Description, *, weighted: bool) -> Callable[[str], int]:

@@ -90,7 +90,7 @@ def test_progress_counts_every_picture(tmp_path: Path) -> None:
     counts: list[int] = []
     source = SourceSettings(path=str(root))
     scan.scan([source, source], cache=tmp_path / "c", on_progress=counts.append)
-    assert counts == list(range(1, 11))
+    assert counts == [1] * 10
 
 
 def test_an_interrupt_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

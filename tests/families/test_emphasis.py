@@ -24,13 +24,14 @@ def test_marked_tokens_have_their_weight_and_no_mark_is_a_token() -> None:
     assert "".join(heavy).strip() == "cat" and int((weights != 1).sum()) == len(heavy)
 
 
-def test_weighing_keeps_the_mean_and_moves_what_is_emphasised() -> None:
-    states = torch.randn(2, 5, 4) + 1
+def test_weighing_keeps_the_size_and_moves_what_is_emphasised() -> None:
+    states = torch.randn(2, 5, 4)
+    states -= states.mean((1, 2), keepdim=True)  # as behind a layer norm
     weights = torch.ones(2, 5)
     assert torch.equal(weigh(states, weights), states)
     weights[0, 2] = 2.0
     weighed = weigh(states, weights)
-    torch.testing.assert_close(weighed.mean((1, 2)), states.mean((1, 2)))
+    torch.testing.assert_close(weighed.square().mean((1, 2)), states.square().mean((1, 2)))
     ratio = weighed[0] / states[0]
     torch.testing.assert_close(ratio[2] / ratio[1], torch.full((4,), 2.0))
     assert torch.equal(weighed[1], states[1])

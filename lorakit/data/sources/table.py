@@ -167,7 +167,9 @@ class TableStorage:
         try:
             if self._kind == "hub":
                 name = s.path.removeprefix(HUB)
-                return datasets.load_dataset(name, s.subset, split=self._split, revision=s.revision, streaming=streaming)
+                return datasets.load_dataset(
+                    name, s.subset, split=self._split, revision=s.revision, streaming=streaming
+                )
             # so that datasets writes its copy there and not beside the files
             copies = str(make_folder(self._cache / "datasets"))
             files = {self._split: split_files(self._files, self._split)}
