@@ -4,7 +4,6 @@ Here: a sample's noise, timestep quantile, cut and caption, drawn by rule from (
 that do it ahead of the training. Not here: which samples a step has (`plan.py`), how latents came about (`cache.py`).
 """
 
-import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lorakit.core.errors import LorakitError
+from lorakit.core.processes import leave_signals_to_the_parent
 from lorakit.core.seeding import generator
 from lorakit.core.types import Batch, Text
 from lorakit.data.buckets import Bucket
@@ -94,7 +94,7 @@ class Loader:
                 sampler=numbers,
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=leave_signals_to_the_parent,
                 # DataLoader draws a seed for its workers, by default from the global generator
                 generator=torch.Generator(),
             )
@@ -263,10 +263,3 @@ def _raised(step: StepPlan | LorakitError) -> StepPlan:
 
 def _as_it_is(step: Any) -> Any:
     return step
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent saves and then ends its workers, by SIGTERM if need be,
-    which must not meet a handler that the parent had set for itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
