@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorakit.core.seeding import generator
 from lorakit.core.settings import Settings
@@ -61,6 +61,15 @@ class CaptionSettings(Settings):
 
     wildcards: bool = True
     """Whether of `{a|b|c}` in a caption one part is chosen for each sample."""
+
+    @model_validator(mode="after")
+    def _tags_have_effect(self) -> Self:
+        if self.keep_tags and not (self.shuffle_tags or self.tag_dropout):
+            raise ValueError("keep_tags has no effect without shuffle_tags or tag_dropout: remove it.")
+        for key in ("drop_tags", "never_drop"):
+            if getattr(self, key) and not self.tag_dropout:
+                raise ValueError(f"{key} has no effect without tag_dropout: remove it.")
+        return self
 
 
 _SEPARATOR = "|||"

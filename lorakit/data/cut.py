@@ -7,10 +7,10 @@ carries a cut out.
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorakit.core.seeding import generator
 from lorakit.core.settings import Settings
@@ -43,6 +43,12 @@ class PictureSettings(Settings):
 
     mask_floor: float = Field(default=0.0, ge=0.0, le=1.0)
     """What counts least: a mask's values below it are raised to it."""
+
+    @model_validator(mode="after")
+    def _variants_have_effect(self) -> Self:
+        if not self.color_jitter and self.jitter_variants != type(self).model_fields["jitter_variants"].default:
+            raise ValueError("jitter_variants has no effect without color_jitter: remove it.")
+        return self
 
     @field_validator("background")
     @classmethod

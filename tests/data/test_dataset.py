@@ -203,3 +203,25 @@ def test_wrong_settings_are_named(values: dict[str, object], said: str) -> None:
     with pytest.raises(InputError) as error:
         settings_of({"path": "photos", **values})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"keep_tags": 2}, "data.sources.0: keep_tags has no effect without shuffle_tags"),
+        ({"never_drop": ["a*"]}, "data.sources.0: never_drop has no effect without tag_dropout"),
+        ({"drop_tags": ["a*"], "shuffle_tags": True}, "data.sources.0: drop_tags has no effect"),
+        ({"jitter_variants": 8}, "data.sources.0: jitter_variants has no effect without color_jitter"),
+        ({"role": "validation", "flip": 0.5}, "data.sources.0: flip has no effect on a validation source"),
+    ],
+)
+def test_settings_without_effect_are_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        settings_of({"path": "photos", **values})
+    assert str(error.value).startswith(said)
+
+
+def test_settings_with_effect_are_taken() -> None:
+    settings_of({"path": "p", "keep_tags": 2, "shuffle_tags": True})
+    settings_of({"path": "p", "never_drop": ["a*"], "drop_tags": ["b*"], "tag_dropout": 0.1, "keep_tags": 1})
+    settings_of({"path": "p", "jitter_variants": 8, "color_jitter": 0.1, "mask_path": "masks"})

@@ -1,8 +1,8 @@
 """A source's entry in a recipe. What its `path` leads to is looked at later, by `open_source`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lorakit.data.captions import CaptionSettings
 from lorakit.data.cut import PictureSettings
@@ -76,6 +76,14 @@ class SourceSettings(CaptionSettings, PictureSettings):
         ):
             raise ValueError("a validation source is not trained on: remove it.")
         return value
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> Self:
+        if self.role == "validation":
+            for key in ("weight", "flip", "color_jitter", "caption_dropout", "tag_dropout", "shuffle_tags"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} has no effect on a validation source: remove it.")
+        return self
 
     @field_validator("samples_per_epoch")
     @classmethod

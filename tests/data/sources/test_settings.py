@@ -41,7 +41,7 @@ def test_nonsense_is_refused_by_its_key(values: dict[str, Any], keys: list[str])
 def test_what_makes_sense_passes() -> None:
     for values in (
         {"repeats": 1, "samples_per_epoch": 3, "start_step": 5, "end_step": 6},
-        {"role": "validation", "repeats": 1, "weight": 0.0},
+        {"role": "validation", "repeats": 1, "weight": 1.0},
         {"role": "regularization", "samples_per_epoch": 7, "mask_path": "m"},
     ):
         assert validate(SourceSettings, {"path": "p", **values}, where="s", name="s").path == "p"
