@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.core.types import Example, Place
+from lorakit.data.similar import LOOK_BYTES
 from lorakit.data.sources.items import unescape
 
 ROLES = ("train", "regularization", "validation")
@@ -66,7 +67,7 @@ class Examples(Sequence[Example]):
     """A sequence of Example, at most 400 bytes each at keys of 80 and captions of 100 characters, without masks.
 
     `keys` is a sequence; `sources` (N,), `roles` (N,) (numbers in ROLES), `sizes` (N, 2) width and height, `digests`
-    (N, 32) and `looks` (N, 16), most significant byte first, are arrays that are not to be written to. Made by
+    (N, 32) and `looks` (N, LOOK_BYTES), most significant byte first, are arrays that are not to be written to. Made by
     ExamplesBuilder.
     """
 
@@ -172,7 +173,7 @@ class ExamplesBuilder:
         self._roles.append(ROLES.index(example.role))
         self._sizes.extend(example.size)
         self._digests += _digest(example.digest)
-        self._looks += example.look.to_bytes(16, "big")
+        self._looks += example.look.to_bytes(LOOK_BYTES, "big")
         place = example.place
         same = place.file == unescape(example.key.partition("/")[2])
         # number 0 is taken: a table's rows, whose file is "", get a number of their own
@@ -193,7 +194,7 @@ class ExamplesBuilder:
             roles=np.frombuffer(self._roles, dtype=np.uint8),
             sizes=np.frombuffer(self._sizes, dtype=np.int32).reshape(-1, 2),
             digests=np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
-            looks=np.frombuffer(self._looks, dtype=np.uint8).reshape(-1, 16),
+            looks=np.frombuffer(self._looks, dtype=np.uint8).reshape(-1, LOOK_BYTES),
             _captions=self._captions,
             _files=tuple(name[1:] for name in self._files),
             _file_of=np.frombuffer(self._file_of, dtype=np.int32),

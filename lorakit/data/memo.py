@@ -11,9 +11,10 @@ from lorakit.core.errors import StorageError
 from lorakit.core.files import make_folder, printable
 from lorakit.core.types import Place
 from lorakit.data.inspection import Seen
+from lorakit.data.similar import LOOK_BYTES
 from lorakit.data.sources.items import changed_at
 
-VERSION = 1
+VERSION = 2
 """Of what is looked at in a picture; entries of other versions count for nothing."""
 
 RACY_NS = 2_000_000_000
@@ -73,7 +74,7 @@ class Memo:
         if self._base is None or not stamp or changed_at(stamp) > began - RACY_NS:
             return
         x, y = seen.focus or (None, None)
-        look = seen.look.to_bytes(16, "big")
+        look = seen.look.to_bytes(LOOK_BYTES, "big")
         digest = bytes.fromhex(seen.digest)
         self._waiting.append((_key(root, place, kind), stamp, VERSION, digest, *seen.size, look, x, y))
         if len(self._waiting) >= _FLUSH:

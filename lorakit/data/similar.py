@@ -1,7 +1,8 @@
-"""Pictures that look alike: a difference hash, and the pairs that are near each other in it.
+"""Pictures that look alike: a difference hash with two colours, and the pairs that are near each other in both.
 
 After N. Krawetz, "Kind of Like That" (2013): a picture is reduced to a few grey values, and each bit says whether a
-value is greater than its neighbour. Recompression, scaling and brightness leave most bits as they are.
+value is greater than its neighbour. Recompression, scaling and brightness leave most bits as they are. Drawings on
+plain grounds have few bits that differ; what tells them apart is their colours, in the middle and around it.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ MAX_DISTANCE = 12
 copies recompressed at quality 20 differ in at most 5, halved or quartered in 4, brightened by a tenth in 7 (one of
 them, on white that clips, in 14), and two photographs in 31 at least."""
 
+MAX_COLOUR_DISTANCE = 40
+"""Nor may one of the six colour values differ by more: a copy darkened by 15 % differs by 38 at most."""
+
+LOOK_BYTES = 24
+"""Of a look: 16 of the hash, 6 of the mean colours of middle and border, 2 that are zero."""
+
 SURE_DISTANCE = 7
 """Of pairs that differ in at most so many bits every one is found, of others most."""
 
@@ -26,7 +33,7 @@ _NEIGHBOURS = 50  # where many share a stretch, each is compared with so many of
 
 
 def look(image: Image.Image) -> int:
-    """128 bits, 64 of the differences to the right and 64 of those below; 0 for what is too plain to have a look."""
+    """LOOK_BYTES as a number: 64 differences to the right, 64 below, colours; 0 for what is too plain."""
     if min(image.size) < _LEAST_SIDE:
         return 0
     small = grey(image)
@@ -35,7 +42,21 @@ def look(image: Image.Image) -> int:
     bits = np.concatenate([(wide[:, 1:] - wide[:, :-1] > _STEP).ravel(), (tall[1:] - tall[:-1] > _STEP).ravel()])
     if not _LEAST_BITS <= bits.sum() <= bits.size - _LEAST_BITS:
         return 0
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return int.from_bytes(np.packbits(bits).tobytes() + _colours(image), "big")
+
+
+def _colours(image: Image.Image) -> bytes:
+    """The mean colours of a picture's middle and of what is around it, padded."""
+    if image.mode.startswith("I"):
+        image = grey(image)
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    small = np.asarray(image.convert("RGBA").resize((4, 4), Image.Resampling.BOX), dtype=np.float64)
+    opaque = small[..., :3] * (small[..., 3:] / 255) + 255 - small[..., 3:]
+    middle = np.zeros((4, 4), bool)
+    middle[1:3, 1:3] = True
+    means = np.concatenate([opaque[middle].mean(0), opaque[~middle].mean(0)]).round().clip(0, 255)
+    return means.astype(np.uint8).tobytes().ljust(LOOK_BYTES - 16, b"\0")
 
 
 def grey(image: Image.Image) -> Image.Image:
@@ -53,7 +74,7 @@ def grey(image: Image.Image) -> Image.Image:
 
 
 def alike(looks: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Of `looks` (N, 16) each picture that looks like an earlier one, with the nearest such; by rising number.
+    """Of `looks` (N, LOOK_BYTES) each picture that looks like an earlier one, with the nearest such; by rising number.
 
     Found are pairs of at most SURE_DISTANCE, and most of at most MAX_DISTANCE. Time and memory grow like N: where more
     pictures than usual agree in 16 bits, not every pair of them is compared, and of hundreds that are all alike some
@@ -64,9 +85,10 @@ def alike(looks: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     count = len(words)
     nearest = np.full(count, -1, dtype=np.int64)
     distance = np.full(count, MAX_DISTANCE + 1, dtype=np.int64)
-    halves = np.ascontiguousarray(words).view(np.uint64)
-    plain = np.asarray(words.max(axis=1) == 0)
-    for band in np.ascontiguousarray(words).view(np.uint16).T[:_BANDS]:
+    hashes, colours = np.ascontiguousarray(words[:, :16]), words[:, 16:].astype(np.int16)
+    halves = hashes.view(np.uint64)
+    plain = np.asarray(hashes.max(axis=1) == 0)
+    for band in hashes.view(np.uint16).T[:_BANDS]:
         order = np.lexsort((first, band))
         sorted_band = band[order]
         for step in range(1, _NEIGHBOURS + 1):
@@ -76,6 +98,7 @@ def alike(looks: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
             a, b = order[here], order[here + step]
             bits = np.bitwise_count(halves[a] ^ halves[b]).sum(axis=1, dtype=np.int64)
             near = (bits <= MAX_DISTANCE) & ~plain[a] & ~plain[b]
+            near &= np.abs(colours[a] - colours[b]).max(axis=1) <= MAX_COLOUR_DISTANCE
             earlier, later, bits = _by_first(a[near], b[near], first, bits[near])
             # nearest first, and of those the earliest: of several for one picture the first one written counts
             for one, other, d in sorted(zip(earlier, later, bits), key=lambda t: (t[2], first[t[0]])):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from lorakit.data.inspection import inspect_picture
-from lorakit.data.similar import MAX_DISTANCE, SURE_DISTANCE, alike, look
+from lorakit.data.similar import LOOK_BYTES, MAX_COLOUR_DISTANCE, MAX_DISTANCE, SURE_DISTANCE, alike, look
 from tests.data.pictures import noise
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "photos"
@@ -23,8 +23,13 @@ def jpeg(image: Image.Image, quality: int = 85) -> bytes:
 
 
 def pairs_of(numbers: list[int]) -> dict[int, int]:
-    data = b"".join(number.to_bytes(16, "big") for number in numbers)
-    return dict(alike(np.frombuffer(data, dtype=np.uint8).reshape(-1, 16)))
+    data = b"".join(number.to_bytes(LOOK_BYTES, "big") for number in numbers)
+    return dict(alike(np.frombuffer(data, dtype=np.uint8).reshape(-1, LOOK_BYTES)))
+
+
+def pairs_of_hashes(numbers: list[int]) -> dict[int, int]:
+    """Of looks in equal colours."""
+    return pairs_of([number << 64 for number in numbers])
 
 
 def smooth(seed: int) -> Image.Image:
@@ -55,7 +60,7 @@ def test_different_photographs_are_far_apart() -> None:
     if not PHOTOS.is_dir():
         pytest.skip("../shared/photos is absent")
     looks = [inspect_picture(path.read_bytes()).look for path in sorted(PHOTOS.glob("*/*.jpg"))]
-    nearest = min((a ^ b).bit_count() for a, b in itertools.combinations(looks, 2))
+    nearest = min((a >> 64 ^ b >> 64).bit_count() for a, b in itertools.combinations(looks, 2))
     assert nearest >= 2 * MAX_DISTANCE
 
 
@@ -69,7 +74,7 @@ def test_plain_pictures_have_no_look() -> None:
     spot[30:34, 30:34] = 0  # a dot on white is like any other
     plain.append(Image.fromarray(spot))
     assert [look(image) for image in plain] == [0] * len(plain)
-    assert pairs_of([0, 0, 0, 1, 1]) == {4: 3}
+    assert pairs_of_hashes([0, 0, 0, 1, 1]) == {4: 3}
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16", "I"])
@@ -80,7 +85,7 @@ def test_every_mode_has_a_look(mode: str) -> None:
         other = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
     else:
         other = image.convert(mode)
-    assert (look(other) ^ look(image)).bit_count() <= (MAX_DISTANCE if mode != "1" else 20)
+    assert (look(other) >> 64 ^ look(image) >> 64).bit_count() <= (MAX_DISTANCE if mode != "1" else 20)
 
 
 def test_transparent_pictures_look_like_they_do_on_white() -> None:
@@ -90,13 +95,33 @@ def test_transparent_pictures_look_like_they_do_on_white() -> None:
     assert look(image) == look(Image.alpha_composite(white, image).convert("RGB"))
 
 
+def test_drawings_of_one_outline_are_told_apart_by_their_colours() -> None:
+    def drawing(ground: str, thing: str) -> Image.Image:
+        image = Image.new("RGB", (64, 64), ground)
+        image.paste(thing, (12, 18, 44, 50))
+        image.paste("black", (40, 6, 58, 30))
+        return image
+
+    red, blue, ground = drawing("gray", "red"), drawing("gray", "blue"), drawing("white", "red")
+    outlines = [look(image) >> 64 for image in (red, blue)]
+    assert (outlines[0] ^ outlines[1]).bit_count() <= MAX_DISTANCE
+    copies = [look(Image.open(io.BytesIO(jpeg(image, 60)))) for image in (red, blue, ground)]
+    assert pairs_of([look(red), look(blue), look(ground), *copies]) == {3: 0, 4: 1, 5: 2}
+
+
+def test_colours_may_differ_as_much_as_a_copys_do() -> None:
+    word = int(noise(4, 4).tobytes()[:16].hex(), 16) << 64
+    assert pairs_of([word, word + (MAX_COLOUR_DISTANCE << 16)]) == {1: 0}
+    assert pairs_of([word, word + (MAX_COLOUR_DISTANCE + 1 << 16)]) == {}
+
+
 BITS = st.sets(st.integers(0, 127), max_size=SURE_DISTANCE + 2)
 
 
 @given(st.lists(st.integers(1, 2**128 - 1), min_size=1, max_size=5, unique=True), st.lists(BITS, max_size=4))
 def test_whatever_has_a_near_one_is_found_and_no_other(words: list[int], changes: list[set[int]]) -> None:
     numbers = [*words, *(words[0] ^ sum(1 << bit for bit in bits) for bits in changes)]
-    found = pairs_of(numbers)
+    found = pairs_of_hashes(numbers)
     for j, b in enumerate(numbers):
         near = [(a ^ b).bit_count() for a in numbers[:j] if a and b]
         assert j in found or min(near, default=128) > SURE_DISTANCE
@@ -108,15 +133,16 @@ def test_pairs_that_agree_in_one_stretch_alone_are_found(band: int) -> None:
     word = int(noise(4, 4).tobytes()[:16].hex(), 16)
     other = word ^ sum(1 << (16 * k + k) for k in range(8) if k != band)
     assert (word ^ other).bit_count() == SURE_DISTANCE
-    assert pairs_of([word, 5 << 100, other]) == {2: 0}
+    assert pairs_of_hashes([word, 5 << 100, other]) == {2: 0}
 
 
 def test_a_hundred_thousand_and_many_of_one_kind_take_seconds() -> None:
     rng = np.random.default_rng(0)
-    looks = rng.integers(0, 256, (100_000, 16), dtype=np.uint8)
+    looks = rng.integers(0, 256, (100_000, LOOK_BYTES), dtype=np.uint8)
     looks[50_000:50_100] = looks[:100]
     looks[50_000:50_100, 3] ^= 1
     looks[60_000:70_000] = looks[60_000]  # frames of a film that stands still
+    looks[:, 16:] = 0
     looks[70_000:80_000, :12] = looks[70_000, :12]  # and one that moves a little
     began = time.process_time()
     found = dict(alike(looks))
