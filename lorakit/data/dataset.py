@@ -306,6 +306,8 @@ def survey(
         errors=problems,
         warnings=found.warnings,
         skipped=found.skipped,
+        unused=found.unused,
+        duplicates=len(found.copies),
         count_tokens=count_tokens,
         token_limit=token_limit,
         steps=steps,

@@ -27,10 +27,6 @@ from lorakit.data.sources import SourceSettings
 LISTED = 1000
 """So many pictures are named in a report for one and the same reason; the others are counted."""
 
-# the warnings of a scan that are counted here
-_UNUSED = re.compile(r": a (caption|mask) of no picture$")
-_DUPLICATE = re.compile(r": (the same file as|looks like) ")
-
 
 class DataSection(Protocol):
     """What is needed here of a recipe's data section."""
@@ -143,6 +139,8 @@ def make_report(
     errors: Iterable[str] = (),
     warnings: Iterable[str] = (),
     skipped: Iterable[str] = (),
+    unused: Iterable[str] = (),
+    duplicates: int = 0,
     count_tokens: Callable[[str], int] | None = None,
     token_limit: int | None = None,
     steps: int | None = None,
@@ -152,7 +150,7 @@ def make_report(
 
     `buckets_of` and `captions_of` tell of an example, by its number; without them crops or captions are not spoken of.
     Captions are measured with `count_tokens` where it is given, against `token_limit` in the same unit. Of `steps` and
-    `epochs` of the run one is given, or none. `warnings`, `skipped` and `errors` are what was said already.
+    `epochs` of the run one is given, or none. `warnings`, `skipped`, `unused` and `errors` are what was said already.
     """
     counts = _Counts(settings)
     count = lru_cache(maxsize=1 << 16)(count_tokens) if count_tokens and token_limit is not None else None
@@ -164,7 +162,6 @@ def make_report(
             count_tokens=count,
             token_limit=token_limit or 0,
         )
-    said = tuple(warnings)
     total, passes = _length(plan, steps=steps, epochs=epochs)
     return DataReport(
         sources=_sources(settings.sources, counts.of_source, counts.kept_aside, plan),
@@ -176,18 +173,18 @@ def make_report(
         long_captions=counts.too_long.number,
         samples_per_epoch=plan.samples_per_epoch if plan else 0,
         steps_per_epoch=plan.steps_per_epoch if plan else 0,
-        warnings=(*said, *counts.cropped.texts(), *counts.enlarged.texts(), *counts.too_long.texts()),
+        warnings=(*warnings, *counts.cropped.texts(), *counts.enlarged.texts(), *counts.too_long.texts()),
         skipped=tuple(skipped),
         errors=tuple(errors),
         pictures=len(examples),
         masked=counts.masked,
         validation=sum(counts.kept_aside.values()),
         resolutions=_resolutions(settings.buckets),
-        duplicates=sum(bool(_DUPLICATE.search(text)) for text in said),
+        duplicates=duplicates,
         steps=total,
         epochs=passes,
         caption_variants=len(np.unique(counts.variants)),
-        unused=tuple(text for text in said if _UNUSED.search(text)),
+        unused=tuple(unused),
     )
 
 

@@ -36,7 +36,8 @@ _ASPECT = 0.01  # how far, in proportion, a mask's aspect may be off
 class Scan:
     """What the sources hold; `skipped` are the bad pictures that were left out, with the reason.
 
-    `storages` are those of the sources that could be opened, by number.
+    Among the warnings are `unused`, captions and masks of no picture, and `copies`, pictures that are or look like
+    others. `storages` are those of the sources that could be opened, by number.
 
     `warnings` and `skipped` name files by their keys: they may be passed on and hold no absolute path. `problems` name
     them so that a person finds them.
@@ -46,6 +47,8 @@ class Scan:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     skipped: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     storages: Mapping[int, Storage] = field(default_factory=dict)
 
 
@@ -93,9 +96,17 @@ def scan(
     if memo.warning is not None:
         found.warnings.append(memo.warning)
     examples = builder.build()
-    found.warnings += _copies(examples)
+    copies = tuple(_copies(examples))
     # a text file that two pictures share is wrong for both
-    return Scan(examples, tuple(dict.fromkeys(found.problems)), tuple(found.warnings), tuple(found.skipped), storages)
+    return Scan(
+        examples,
+        problems=tuple(dict.fromkeys(found.problems)),
+        warnings=(*found.warnings, *copies),
+        skipped=tuple(found.skipped),
+        unused=tuple(found.unused),
+        copies=copies,
+        storages=storages,
+    )
 
 
 class _Looked(NamedTuple):

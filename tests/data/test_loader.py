@@ -212,6 +212,19 @@ def test_masks_come_with_their_floor_and_ones_for_who_has_none(tmp_path: Path) -
             assert mask[0, :, 8:].unique().tolist() == ([0.25] if "a.png" in key else [1.0])
 
 
+def test_what_is_transparent_does_not_count_where_alpha_is_the_mask(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {"a.png": (64, 64)})
+    picture = noise(64, 64).convert("RGBA")
+    picture.paste((0, 0, 0, 0), (0, 0, 64, 32))
+    picture.save(folder / "a.png")
+    for how in ({}, {"cache_latents": False}):
+        for mask, counts in (("alpha", [0.0] * 8 + [1.0] * 8), ("none", None)):
+            source = {"path": str(folder), "mask": mask}
+            settings = DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}, **how})
+            (batch,) = batches_of(loader_of(filled(settings, tmp_path / "c")), 1)
+            assert (None if batch.mask is None else batch.mask[0, 0].mean(1).tolist()) == counts
+
+
 def test_shuffled_captions_are_read_from_their_variants_or_made_anew(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", {"a.png": (64, 64)}, caption="a, b, c, d, e, f")
     source = {"path": str(folder), "shuffle_tags": True, "repeats": 40, "caption_dropout": 0.2}

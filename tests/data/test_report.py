@@ -100,20 +100,6 @@ def test_a_report_of_next_to_nothing() -> None:
     assert report.captions == 1
 
 
-def test_duplicates_and_files_of_no_use_are_counted_from_what_the_scan_said() -> None:
-    said = [
-        "0/b.png: the same file as 0/a.png",
-        "0/c.png: looks like 0/a.png",
-        "0/x.txt: a caption of no picture",
-        "0/y.mask.png: a mask of no picture",
-        "0/z.txt: it is the caption of several pictures: z.png, z.jpg",
-    ]
-    report = make_report([], settings=Held([]).settings, warnings=said)
-    assert report.unused == tuple(said[2:4])
-    assert report.warnings == tuple(said)
-    assert report.duplicates == 2
-
-
 def test_regularization_sources_share_what_the_training_sources_give() -> None:
     data = Held(
         pictures(*[(64, 64)] * 6),

@@ -155,6 +155,7 @@ def test_near_copies_are_named_and_exact_ones_once(tmp_path: Path) -> None:
     Image.new("RGB", (90, 90), "blue").save(tmp_path / "f.png")
     found = good(tmp_path, default_caption="x")
     assert found.warnings == ("0/b.jpg: the same file as 0/a.jpg", "0/c.png: looks like 0/a.jpg")
+    assert found.copies == found.warnings
 
 
 def jpeg(size: tuple[int, int] = (800, 780), **options: object) -> bytes:

@@ -262,12 +262,13 @@ class FolderStorage:
         """Says which captions and masks belong to no picture, and which to several."""
         for stem, files in folder.captions.items():
             pictures = folder.pictures_of.get(stem, [])
-            text = "a caption of no picture"
-            # an export beside its original is common, and one text may well describe both: allowed, but said
-            if len(pictures) > 1:
-                text = f"it is the caption of several pictures: {', '.join(printable(p) for p in pictures)}"
-            if len(pictures) != 1:
-                found.warnings += [f"{make_key(self._index, prefix + file)}: {text}" for file in files]
+            for key in (make_key(self._index, prefix + file) for file in files):
+                if not pictures:
+                    found.of_no_picture(key, "a caption")
+                elif len(pictures) > 1:
+                    # an export beside its original is common, and one text may well describe both: allowed, but said
+                    names = ", ".join(printable(picture) for picture in pictures)
+                    found.warnings.append(f"{key}: it is the caption of several pictures: {names}")
         for stem, file in folder.masks.items():
             if stem not in folder.pictures_of:
-                found.warnings.append(f"{make_key(self._index, prefix + file)}: a mask of no picture")
+                found.of_no_picture(make_key(self._index, prefix + file), "a mask")

@@ -30,8 +30,14 @@ class Found:
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     skip: bool = False
+
+    def of_no_picture(self, key: str, what: str) -> None:
+        """Notes a caption or mask that belongs to no picture, among the warnings too."""
+        self.unused.append(f"{key}: {what} of no picture")
+        self.warnings.append(self.unused[-1])
 
     def bad(self, key: str, label: str, reason: str) -> None:
         """Notes a picture that cannot be used: under its key where it is skipped, else as a problem of `label`."""

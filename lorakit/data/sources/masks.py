@@ -69,7 +69,7 @@ class Masked:
         found.warnings += [f"{key}: it has no mask in mask_path, so all of it counts" for key in without]
         for path in _files(self._root):
             if path.lower().endswith(".png") and hash(path) not in used:
-                found.warnings.append(f"{self._index}/{printable(path)}: a mask of no picture (in mask_path)")
+                found.of_no_picture(f"mask_path of source {self._index}, {printable(path)}", "a mask")
 
 
 def _files(root: str) -> Iterator[str]:

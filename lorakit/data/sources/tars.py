@@ -135,9 +135,8 @@ class TarStorage:
                 found.problems.append(f"{label}: its group has {len(several)} {what}, {names}: keep or rename one.")
                 return None
         if not pictures:
-            left = [(m, "a caption of no picture") for m in captions] + [(m, "a mask of no picture") for m in masks]
-            for member, text in left:
-                found.warnings.append(f"{make_key(self._index, f'{member.place.file}/{member.path}')}: {text}")
+            for member, what in [(m, "a caption") for m in captions] + [(m, "a mask") for m in masks]:
+                found.of_no_picture(make_key(self._index, f"{member.place.file}/{member.path}"), what)
             return None
         picture = pictures[0]
         said, box, problems = self._said(picture, captions)

@@ -192,7 +192,7 @@ def test_masks_beside_their_pictures(tmp_path: Path) -> None:
     assert a.mask is not None and a.mask.file == "a.mask.png" and a.focus == (0.875, 0.25)
     assert a.mask_digest == hashlib.sha256((root / "a.mask.png").read_bytes()).hexdigest()
     assert d.mask is not None and d.focus == (0.875, 0.25)
-    assert found.warnings == ("0/B.MASK.PNG: a mask of no picture",)
+    assert found.warnings == found.unused == ("0/B.MASK.PNG: a mask of no picture",)
     Image.new("L", (40, 20)).save(root / "a.mask.png")
     white.resize((20, 20)).save(root / "b.mask.png")
     (root / "d.mask.png").write_bytes(b"junk")
@@ -218,7 +218,7 @@ def test_a_folder_of_masks(tmp_path: Path) -> None:
     assert [e.mask is not None for e in found.examples] == [False, True]
     assert found.warnings == (
         "0/b.png: it has no mask in mask_path, so all of it counts",
-        "0/z.png: a mask of no picture (in mask_path)",
+        "mask_path of source 0, z.png: a mask of no picture",
     )
     Image.new("L", (40, 20), 255).save(root / "sub" / "a.mask.png")
     assert "it has two masks" in problems_of(root, mask_path=str(masks))[0]
