@@ -85,9 +85,10 @@ def _prune(args: argparse.Namespace) -> None:
     folder, removed = prune(args.folder, days=days, dry_run=args.dry_run)
     verb = "would be deleted" if args.dry_run else "deleted"
     damaged = f", {removed.damaged:,} of them damaged" if removed.damaged else ""
+    copies = f", {removed.copies:,} copies of tables" if removed.copies else ""
     half = f", and {removed.leftovers:,} half-written" if removed.leftovers else ""
     print(
-        f"{printable(folder)}: {removed.shards:,} files unused for {days:g} days{damaged}{half} {verb}: "
+        f"{printable(folder)}: {removed.shards:,} files unused for {days:g} days{damaged}{copies}{half} {verb}: "
         f"{size(removed.bytes)}"
     )
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from lorakit.data.shard_file import DamagedShard, merge_shards, read_contents
 
 _SHARD = re.compile(r"entries-[0-9a-f]{24}\.safetensors")
 _HALF_WRITTEN = re.compile(r"\.entries-[0-9a-f]{24}\.safetensors\.\d+\.tmp")
+_COPIES = ("imports", "datasets")  # folders of what was copied from tables, one for each by its digest
+_COPY = re.compile(r"[0-9a-f]{32}")
 # a shard's last use is its time stamp, set anew at most so often
 _DAY = 86_400.0
 # what is being written is younger
@@ -34,10 +37,12 @@ class Usage(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was deleted, or would be: `shards` in all, of these so many `damaged`, `leftovers` of writing, `bytes`."""
+    """What was deleted, or would be: `shards` in all, of these so many `damaged`, `copies` of tables, `leftovers` of
+    writing, `bytes`."""
 
     shards: int = 0
     damaged: int = 0
+    copies: int = 0
     leftovers: int = 0
     bytes: int = 0
 
@@ -52,11 +57,11 @@ def is_shard(name: str) -> bool:
     return bool(_SHARD.fullmatch(name))
 
 
-def touch(shard: Path) -> None:
-    """Notes that `shard` is in use; on a disk that is read-only nothing is noted, and nothing deleted."""
+def touch(path: Path) -> None:
+    """Notes that a shard or a table's copy is in use; a read-only disk notes nothing, and nothing is deleted there."""
     with contextlib.suppress(OSError):
-        if time.time() - shard.stat().st_mtime > _DAY:
-            os.utime(shard)
+        if time.time() - path.stat().st_mtime > _DAY:
+            os.utime(path)
 
 
 def usage(folder: Path, *, entries: int) -> Usage:
@@ -65,7 +70,7 @@ def usage(folder: Path, *, entries: int) -> Usage:
 
 
 def prune(folder: Path, unused_for: float, *, dry_run: bool = False) -> Removed:
-    """Deletes the shards of `folder` not used for so many seconds, damaged ones and old half-written files."""
+    """Deletes shards and tables' copies in `folder` not used for so many seconds, damaged and half-written files."""
     now = time.time()
     removed = Removed()
     with _alone(folder):
@@ -80,6 +85,13 @@ def prune(folder: Path, unused_for: float, *, dry_run: bool = False) -> Removed:
         for path, about in _files(folder, _HALF_WRITTEN):
             if now - about.st_mtime > _HALF_WRITTEN_SECONDS and _delete(path, dry_run=dry_run):
                 removed = removed._replace(leftovers=removed.leftovers + 1, bytes=removed.bytes + about.st_size)
+        for copy in (path for name in _COPIES for path in (folder / name).glob("*") if _COPY.fullmatch(path.name)):
+            if now - copy.stat().st_mtime > unused_for:
+                size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+                removed = removed._replace(copies=removed.copies + 1, bytes=removed.bytes + size)
+                if not dry_run:
+                    with storage_errors(copy):
+                        shutil.rmtree(copy)
     return removed
 
 

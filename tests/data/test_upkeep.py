@@ -46,6 +46,19 @@ def test_reading_keeps_a_shard_and_is_noted_once_a_day(tmp_path: Path) -> None:
     assert Cache(tmp_path).prune(30 * DAY) == Removed()
 
 
+def test_copies_of_tables_that_nobody_reads_go(tmp_path: Path) -> None:
+    kept = [tmp_path / "imports" / "mine" / "a.tar", tmp_path / "datasets" / ("1" * 32) / "deep" / "b.arrow"]
+    gone = tmp_path / "imports" / ("0" * 32) / "a.tar"
+    for file in (*kept, gone):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"12345")
+    for folder in (kept[0].parent, gone.parent):
+        os.utime(folder, (time.time() - 40 * DAY,) * 2)
+    assert Cache(tmp_path).prune(30 * DAY, dry_run=True) == Removed(copies=1, bytes=5) and gone.exists()
+    assert Cache(tmp_path).prune(30 * DAY) == Removed(copies=1, bytes=5)
+    assert not gone.parent.exists() and all(file.exists() for file in kept)
+
+
 def test_the_damaged_and_the_half_written_go_too(tmp_path: Path) -> None:
     damaged, whole = write(tmp_path, "damaged"), write(tmp_path, "whole")
     damaged.write_bytes(damaged.read_bytes()[:-1])

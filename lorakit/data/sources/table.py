@@ -19,6 +19,7 @@ from lorakit.data.sources.imports import import_rows
 from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, read_regular, stamp_of
 from lorakit.data.sources.settings import SourceSettings
 from lorakit.data.sources.tars import TarStorage
+from lorakit.data.upkeep import touch
 
 HUB = "hf://datasets/"
 Kind = Literal["saved", "parquet", "hub"]
@@ -104,7 +105,7 @@ class TableStorage:
         setting = f"data.sources.{self._index}"
         try:
             if self._imported is not None:
-                import_rows(self._imported_to(), self._stream, self._settings, needs_caption=self._needs_caption)
+                import_rows(self._copied_to("imports"), self._stream, self._settings, needs_caption=self._needs_caption)
                 yield from self._imported.items(found)
                 return
             table = self._open()
@@ -171,10 +172,11 @@ class TableStorage:
                     name, s.subset, split=self._split, revision=s.revision, streaming=streaming
                 )
             # so that datasets writes its copy there and not beside the files
-            copies = str(make_folder(self._cache / "datasets"))
+            copies = make_folder(self._copied_to("datasets"))
+            touch(copies)
             files = {self._split: split_files(self._files, self._split)}
             return datasets.load_dataset(
-                "parquet", data_files=files, split=self._split, cache_dir=copies, streaming=streaming
+                "parquet", data_files=files, split=self._split, cache_dir=str(copies), streaming=streaming
             )
         except ValueError as error:
             raise ValueError(f"the dataset cannot be read: {_reason(error)}") from None
@@ -185,19 +187,21 @@ class TableStorage:
     def _stream(self) -> Any:
         return undecoded(self._load_dataset(streaming=True), self._settings.image_column)
 
-    def _imported_to(self) -> Path:
+    def _copied_to(self, kind: str) -> Path:
+        """The folder for a copy of this table as it is now."""
         s = self._settings
         state = [(os.path.realpath(file), stamp_of(os.stat(file))) for file in self._files]
         parts = [s.path, s.subset, self._split, s.revision, s.image_column, s.caption_column, state]
         digest = hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
-        return self._cache / "imports" / digest[:32]
+        return self._cache / kind / digest[:32]
 
     @property
     def _imported(self) -> TarStorage | None:
         """The tars that the rows are in, whether they are there yet or not."""
         if not self._settings.streaming:
             return None
-        root = self._imported_to()
+        root = self._copied_to("imports")
+        touch(root)
         files = sorted(path.name for path in root.glob("*.tar"))
         return TarStorage(str(root), files, self._index, rows=True)
 

@@ -3,11 +3,13 @@ import io
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorakit.data.shards import Cache
 from lorakit.data.sources import SourceSettings, imports, open_source
 from lorakit.data.sources.table import TableStorage
 from tests.data.pictures import noise
@@ -232,3 +234,14 @@ def test_nothing_is_copied_into_a_folder_of_pictures(tmp_path: Path) -> None:
     before = tree(tmp_path)
     assert "nothing is ever written" in problems_of(tmp_path, cache=tmp_path / "cache")[0]
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_reading_a_copy_counts_as_use(tmp_path: Path, streaming: bool) -> None:
+    table(2, text=["a", "b"]).to_parquet(tmp_path / "x.parquet")
+    for age in (40, 0):
+        good(tmp_path / "x.parquet", streaming=streaming, cache=tmp_path / "c")
+        (copy,) = (tmp_path / "c" / ("imports" if streaming else "datasets")).iterdir()
+        assert time.time() - copy.stat().st_mtime < 86_400
+        os.utime(copy, (time.time() - age * 86_400,) * 2)
+    assert Cache(tmp_path / "c").prune(86_400 * 30).copies == 0
