@@ -135,16 +135,20 @@ def _numbers(report: "DataReport") -> Any:
     aside = [f"{report.validation:,} for validation"] if report.validation else []
     aside += [f"{report.masked:,} with a mask"] if report.masked else []
     forms = f" in {report.caption_variants:,} forms" if report.caption_variants > report.captions else ""
-    crops = f"{report.mean_crop:.1%} on average, {report.largest_crop:.1%} at most, at each of two sides"
+    # the report's crops are what a crop in the middle cuts off at either side; another cuts the same off in all
+    crops = f"{2 * report.mean_crop:.1%} of width or height on average, {2 * report.largest_crop:.1%} at most"
     steps = f"{report.steps:,} in all, {report.steps_per_epoch:,} an epoch"
     lines: list[tuple[str, str, object]] = [
         ("pictures", ", ".join([f"{report.pictures:,}", *aside]), report.pictures == 0),
         ("captions", f"{report.captions:,}{forms}", False),
         ("too long captions", f"{report.long_captions:,}", report.long_captions),
         ("duplicates", f"{report.duplicates:,}", report.duplicates),
-        ("bad pictures", f"{len(report.skipped):,} left out", report.skipped),
-        ("files of no use", f"{len(report.unused):,}", report.unused),
     ]
+    if report.errors:
+        lines.insert(0, ("errors", f"{len(report.errors):,}", True))
+    if report.skipped:
+        lines.append(("bad pictures", f"{len(report.skipped):,} left out", True))
+    lines.append(("files of no use", f"{len(report.unused):,}", report.unused))
     if report.buckets:  # else it is not known what becomes of the pictures
         lines += [("cut off", crops, False), ("enlarged", f"{report.enlarged:,}", report.enlarged)]
     if report.steps_per_epoch:

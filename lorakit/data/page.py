@@ -30,7 +30,7 @@ _COLUMNS = (
     ("part", "how it takes part in the training", False),
     ("size", "width × height, in pixels", True),
     ("bucket", "the sizes that it is trained at", True),
-    ("cut off", "at each of two sides", True),
+    ("cut off", "of its width or height, both sides together", True),
     ("scale", "above 1 it is enlarged", True),
     ("caption", "as the model reads it", False),
     ("tokens", "of the longest form of its caption", True),
@@ -116,8 +116,9 @@ def _tiles(report: DataReport) -> str:
         ("buckets", f"{len(report.buckets):,}", ", ".join(f"{side} px" for side in report.resolutions)),
         (
             "cut off",
-            f"{report.mean_crop:.1%}" if report.buckets else "",
-            f"on average, {report.largest_crop:.1%} at most",
+            # the report's crops are those of one of two sides, were it cut evenly
+            f"{2 * report.mean_crop:.1%}" if report.buckets else "",
+            f"of width or height on average, {2 * report.largest_crop:.1%} at most",
         ),
         ("enlarged", f"{report.enlarged:,}", ""),
         ("long captions", f"{report.long_captions:,}", ""),
@@ -267,7 +268,7 @@ def _table_row(row: Row, thumb: str) -> str:
         f"<tr{' class=noted' if notes else ''}>{thumb}<td class=key>{_text(row.key)}</td><td>{row.role}</td>"
         f'<td class=n data-v="{row.size[0] * row.size[1]}">{row.size[0]}&nbsp;×&nbsp;{row.size[1]}</td>'
         f'<td class=n data-v="{row.buckets[0].width / row.buckets[0].height if row.buckets else 0:.4f}">{buckets}</td>'
-        f'<td class=n data-v="{row.crop:.6f}">{row.crop:.1%}</td>'
+        f'<td class=n data-v="{2 * row.crop:.6f}">{2 * row.crop:.1%}</td>'
         f'<td class=n data-v="{row.scale:.6f}">{row.scale:.2f}</td>'
         f"<td class=caption><div>{_text(row.caption)}{more}</div></td>"
         f'<td class=n data-v="{tokens or -1}">{tokens}</td>'

@@ -216,3 +216,22 @@ def test_it_does_not_say_ready_where_it_is_not(capsys: pytest.CaptureFixture[str
     assert "Ready" not in capsys.readouterr().out
     module.show(DataReport(errors=("no",)))  # nothing could be found out
     assert "pictures" in capsys.readouterr().out
+
+
+def test_errors_are_counted_and_pictures_are_said_to_be_left_out_only_where_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def rows_of(report: DataReport) -> list[list[str]]:
+        module.show(report)
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    found = rows_of(report_of(errors=("no", "nor this"), skipped=()))
+    assert ["errors", "2"] in found and not any(row[:1] == ["bad"] for row in found)
+    found = rows_of(report_of())
+    assert ["bad", "pictures", "1", "left", "out"] in found and not any(row[:1] == ["errors"] for row in found)
+
+
+def test_what_is_cut_off_is_said_of_the_whole_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    module.show(report_of(mean_crop=0.051, largest_crop=0.25))  # at either side, were it cut evenly
+    out = capsys.readouterr().out
+    assert "10.2% of width or height on average, 50.0% at most" in out and "two sides" not in out

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.data import page as module
+from lorakit.data.buckets import Bucket
 from lorakit.data.page import page, write_page
 from lorakit.data.report import DataReport, make_report, rows
 from tests.data.pictures import noise
@@ -151,6 +152,15 @@ def test_the_table_holds_each_picture_once_in_order_with_what_is_sorted_by(few: 
     assert len(heads) + 1 == row[: row.index("</tr>")].count("<td")
     assert body.count("<img") == 3
     assert '<p id="tools" hidden>' in text  # a filter that would do nothing is not shown without the script
+
+
+def test_what_is_cut_off_is_said_of_the_whole_picture() -> None:
+    data = Held([noise(200, 100)], anchor=(0.0, 0.5))  # at 64 × 64, so that half of its width goes
+    data.buckets_of = lambda index: (Bucket(64, 64),)  # type: ignore[method-assign]
+    text = page_of(data)
+    assert '<td class=n data-v="0.500000">50.0%</td>' in text
+    assert "<strong>50.0%</strong><small>of width or height on average, 50.0% at most</small>" in text
+    assert 'title="of its width or height, both sides together">cut off<' in text
 
 
 def test_of_very_many_pictures_only_a_sample_is_shown(few: Held, monkeypatch: pytest.MonkeyPatch) -> None:
