@@ -61,6 +61,7 @@ class _Folder:
     masks: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     pictures_of: dict[str, list[str]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)  # pictures that are named elsewhere and left out
 
 
 @dataclass
@@ -126,6 +127,9 @@ class FolderStorage:
                 item = self._item(prefix, entry, folder, tables, found)
                 if item is not None:
                     yield item
+        for name in folder.refused:
+            for table in tables:
+                table.content.rows.pop((prefix + name)[len(table.prefix) :], None)
         self._leftover(prefix, folder, found)
         while tables and tables[-1].prefix == prefix:
             table = tables.pop()
@@ -150,6 +154,9 @@ class FolderStorage:
             is_table = name in metadata.NAMES
             wanted = suffix in readable or suffix in sidecars.CAPTION_SUFFIXES or suffix == MASK_SUFFIX or is_table
             kind = self._kind(entry)
+            refused = kind != stat.S_IFREG if suffix in readable else suffix in PLUGINS or suffix in FOREIGN
+            if refused:
+                folder.refused.append(name)
             if kind is None:
                 reason = "it is a link out of the folder: put the file itself there"
                 found.problems.append(f"{self.label(prefix + name)}: {reason}.")
@@ -259,16 +266,20 @@ class FolderStorage:
         return [_Table(path, prefix, content)]
 
     def _leftover(self, prefix: str, folder: _Folder, found: Found) -> None:
-        """Says which captions and masks belong to no picture, and which to several."""
+        """Says which captions and masks belong to no picture, and which to several.
+
+        A refused picture is one: it has been named itself.
+        """
+        refused = {split_name(name)[0] for name in folder.refused}
         for stem, files in folder.captions.items():
             pictures = folder.pictures_of.get(stem, [])
             for key in (make_key(self._index, prefix + file) for file in files):
-                if not pictures:
+                if not pictures and stem not in refused:
                     found.of_no_picture(key, "a caption")
                 elif len(pictures) > 1:
                     # an export beside its original is common, and one text may well describe both: allowed, but said
                     names = ", ".join(printable(picture) for picture in pictures)
                     found.warnings.append(f"{key}: it is the caption of several pictures: {names}")
         for stem, file in folder.masks.items():
-            if stem not in folder.pictures_of:
+            if stem not in folder.pictures_of and stem not in refused:
                 found.of_no_picture(make_key(self._index, prefix + file), "a mask")

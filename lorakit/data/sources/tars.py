@@ -79,17 +79,20 @@ class TarStorage:
             try:
                 with open(os.path.join(self._root, file), "rb") as opened:
                     stamp = stamp_of(os.fstat(opened.fileno()))
-                    members = self._members(file, opened, found)
+                    refused: set[str] = set()
+                    members = self._members(file, opened, found, refused)
                     for group, of_group in itertools.groupby(members, key=lambda member: _group_of(member.path)):
-                        item = self._item(group, list(of_group), stamp, found)
+                        item = self._item(group, list(of_group), stamp, found, refused)
                         if item is not None:
                             yield item
             except OSError as error:
                 reason = f"it could not be read ({error.strerror}): check the disk and the file's permissions"
                 found.bad(make_key(self._index, file), self.label(file), reason)
 
-    def _members(self, file: str, opened: IO[bytes], found: Found) -> Iterator[_Member]:
-        """The files in one tar; links, devices and names that lead out are named and left out."""
+    def _members(self, file: str, opened: IO[bytes], found: Found, refused: set[str]) -> Iterator[_Member]:
+        """The files in one tar; links, devices and names that lead out are named and left out, their groups `refused`
+        where they are pictures."""
+        readable = suffixes()
         size = os.fstat(opened.fileno()).st_size
         end = 0
         try:
@@ -101,13 +104,14 @@ class TarStorage:
                     end = tar.offset
                     reason = _refused(info)
                     name = f"{file}/{info.name}"
+                    parts = [part for part in info.name.split("/") if part not in ("", ".")]
                     if reason is not None:
                         found.bad(make_key(self._index, name), self.label(name), reason)
-                    elif info.isfile():
-                        parts = [part for part in info.name.split("/") if part not in ("", ".")]
-                        if parts and not any(part.startswith(".") for part in parts):
-                            path = "/".join(parts)
-                            yield _Member(path, split_name(parts[-1])[1], Place(file, info.offset_data, info.size))
+                        if parts and split_name(parts[-1])[1] in readable:
+                            refused.add(_group_of("/".join(parts)))
+                    elif info.isfile() and parts and not any(part.startswith(".") for part in parts):
+                        path = "/".join(parts)
+                        yield _Member(path, split_name(parts[-1])[1], Place(file, info.offset_data, info.size))
                 end = tar.offset
             # tarfile takes garbage and the end of the file for the end of the archive, which is a block of zeros
             opened.seek(end)
@@ -117,7 +121,7 @@ class TarStorage:
             reason = _TRUNCATED.format(end) if end else "it is no tar, or compressed: make it a plain tar"
             found.bad(make_key(self._index, file), self.label(file), reason)
 
-    def _item(self, group: str, members: list[_Member], stamp: str, found: Found) -> Item | None:
+    def _item(self, group: str, members: list[_Member], stamp: str, found: Found, refused: set[str]) -> Item | None:
         readable = suffixes()
         pictures = [m for m in members if m.suffix in readable]
         masks = [m for m in members if m.suffix == MASK_SUFFIX]
@@ -134,6 +138,9 @@ class TarStorage:
                 label = self.label(f"{several[0].place.file}/{group}")
                 found.problems.append(f"{label}: its group has {len(several)} {what}, {names}: keep or rename one.")
                 return None
+        # a picture that was named itself is one all the same
+        if not pictures and (group in refused or any(m.suffix in PLUGINS or m.suffix in FOREIGN for m in members)):
+            return None
         if not pictures:
             for member, what in [(m, "a caption") for m in captions] + [(m, "a mask") for m in masks]:
                 found.of_no_picture(make_key(self._index, f"{member.place.file}/{member.path}"), what)

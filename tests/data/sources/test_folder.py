@@ -167,6 +167,30 @@ def test_warnings_name_what_is_left_over_or_doubled(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_refused_picture_has_is_not_of_no_picture(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "root", {"a.png": (8, 8), "sub/b.png": (8, 8)})
+    suffix = next(s for s in (".heic", ".jxl", ".avif") if s not in suffixes())
+    outside = folder_of(tmp_path / "outside", {"c.png": (8, 8)}) / "c.png"
+    for name in (f"IMG_1{suffix.upper()}", "new.psd", "sub/raw.cr2", "bad.png"):
+        (root / name).write_text("?")
+    (root / "link.png").symlink_to(outside)
+    (root / "gone.png").symlink_to("nowhere")
+    for stem in ("IMG_1", "new", "sub/raw", "bad", "link", "gone", "nobody"):
+        (root / f"{stem}.txt").write_text("its caption")
+        noise(8, 8).convert("L").save(root / f"{stem}.mask.png")
+    assert scanned(root, skip="skip").unused == (
+        "0/nobody.txt: a caption of no picture",
+        "0/nobody.mask.png: a mask of no picture",
+    )
+    # so are rows
+    for text in root.glob("**/*.txt"):
+        text.unlink()
+    lines = [f'{{"file_name": "{name}", "text": "x"}}\n' for name in ("link.png", "sub/raw.cr2", "no.png", "new.psd")]
+    (root / "metadata.jsonl").write_text("".join(lines))
+    said = [text for text in scanned(root, default_caption="x").problems if "leads to no picture" in text]
+    assert len(said) == 1 and "'no.png'" in said[0]
+
+
 def test_photo_formats_without_their_plugin_are_errors_unless_skipped(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a.png": (8, 8)})
     suffix = next(s for s in (".heic", ".jxl", ".avif") if s not in suffixes())

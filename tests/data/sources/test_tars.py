@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from lorakit.data.images import suffixes
 from lorakit.data.sources import SourceSettings, open_source
 from lorakit.data.sources.tars import expand
 from tests.data.pictures import folder_of, noise
@@ -128,6 +129,22 @@ def test_what_a_group_must_not_hold(tmp_path: Path) -> None:
     assert found.warnings == (
         "0/x.tar/orphan.txt: a caption of no picture",
         "0/x.tar/orphan.mask.png: a mask of no picture",
+    )
+
+
+def test_what_a_refused_picture_has_is_not_of_no_picture(tmp_path: Path) -> None:
+    suffix = next(s for s in (".heic", ".jxl", ".avif") if s not in suffixes())
+    members: dict[str, bytes | tarfile.TarInfo] = {"a.png": picture(0), "a.txt": b"x"}
+    for stem, held in (("new", suffix), ("raw", ".cr2"), ("bad", ".png"), ("orphan", ".md")):
+        members |= {f"{stem}{held}": b"?", f"{stem}.txt": b"x", f"{stem}.mask.png": b"?"}
+    members |= {"./before/link.png": odd("./before/link.png", tarfile.SYMTYPE, "a.png"), "./before/link.txt": b"x"}
+    members |= {"after.txt": b"x", "after.png": odd("after.png", tarfile.LNKTYPE, "a.png")}
+    members |= {"text.txt": odd("text.txt", tarfile.SYMTYPE, "a.txt"), "text.json": b"{}"}
+    found = scanned(tar_of(tmp_path / "x.tar", members), skip="skip")
+    assert found.unused == (
+        "0/x.tar/orphan.txt: a caption of no picture",
+        "0/x.tar/orphan.mask.png: a mask of no picture",
+        "0/x.tar/text.json: a caption of no picture",
     )
 
 
