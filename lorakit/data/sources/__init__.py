@@ -9,7 +9,7 @@ from pathlib import Path
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.data.images import suffixes
-from lorakit.data.sources.folder import FolderStorage, split_name
+from lorakit.data.sources.folder import FOREIGN, PLUGINS, FolderStorage, split_name
 from lorakit.data.sources.items import Found, Item, Storage, escape, make_key, source_index, unescape
 from lorakit.data.sources.masks import Masked
 from lorakit.data.sources.settings import TABLE_KEYS, SourceSettings
@@ -59,18 +59,24 @@ def _open(settings: SourceSettings, index: int, cache: Path) -> Storage:
     if os.path.isdir(path):
         return _open_folder(settings, index, cache)
     files = [path] if os.path.lexists(path) else expand(path)
+    lower = path.lower()
     if not files or (files == [path] and not os.path.exists(path)):
-        raise ValueError("nothing matches it" if not files else "there is no such folder")
-    if path.lower().endswith(".tar"):
+        what = "file" if lower.endswith((".tar", ".parquet")) else "folder"
+        raise ValueError("nothing matches it" if not files else f"there is no such {what}")
+    if lower.endswith(".tar"):
         _refuse(settings, index, TABLE_KEYS, "tars")
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
-            raise ValueError(f"{len(missing)} of its {len(files)} tars are missing, first {printable(missing[0])}")
+            are = "is missing," if len(missing) == 1 else "are missing, first"
+            raise ValueError(f"{len(missing)} of its {len(files)} tars {are} {printable(missing[0])}")
         root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
         return TarStorage(root, [os.path.relpath(os.path.abspath(file), root) for file in files], index)
-    if path.lower().endswith(".parquet"):
+    if lower.endswith(".parquet"):
         _refuse(settings, index, _HUB_KEYS, "parquet files")
         return TableStorage(settings, index, kind="parquet", files=tuple(files), cache=cache)
+    suffix = split_name(os.path.basename(path))[1]
+    if suffix in suffixes() or suffix in PLUGINS or suffix in FOREIGN:
+        raise ValueError("it is a picture: name its folder")
     raise ValueError("it is no folder, no parquet file and no tar")
 
 

@@ -191,6 +191,26 @@ def test_what_a_refused_picture_has_is_not_of_no_picture(tmp_path: Path) -> None
     assert len(said) == 1 and "'no.png'" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.png", "it is a picture: name its folder"),
+        ("A.JPG", "it is a picture: name its folder"),
+        ("a.heic", "it is a picture: name its folder"),
+        ("a.txt", "it is no folder, no parquet file and no tar"),
+        ("no", "there is no such folder"),
+        ("no.png", "there is no such folder"),
+        ("no.tar", "there is no such file"),
+        ("no.parquet", "there is no such file"),
+        ("no-*.tar", "nothing matches it"),
+    ],
+)
+def test_paths_that_lead_to_no_source(tmp_path: Path, name: str, said: str) -> None:
+    if not name.startswith("no"):
+        (tmp_path / name).write_text("?")
+    assert problems_of(tmp_path / name) == (f"data.sources.0.path = {tmp_path / name}: {said}.",)
+
+
 def test_photo_formats_without_their_plugin_are_errors_unless_skipped(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a.png": (8, 8)})
     suffix = next(s for s in (".heic", ".jxl", ".avif") if s not in suffixes())

@@ -80,6 +80,8 @@ def test_folders_braces_and_globs_of_tars(tmp_path: Path) -> None:
     for path in (tmp_path / "s", tmp_path / "s/x-{009..011}.tar", tmp_path / "s" / "x-*.tar"):
         assert list(good(path).examples.keys) == [f"0/x-{i:03d}.tar/0.png" for i in (9, 10, 11)]
     assert "2 of its 5 tars are missing, first" in problems_of(tmp_path / "s/x-{008..012}.tar")[0]
+    (problem,) = problems_of(tmp_path / "s/x-{008..011}.tar")
+    assert problem.endswith(f": 1 of its 4 tars is missing, {tmp_path}/s/x-008.tar.")
     assert "nothing matches it" in problems_of(tmp_path / "s/y-*.tar")[0]
     assert "over 100000 files" in problems_of(tmp_path / "s/x-{0..999999999}.tar")[0]
     # beside pictures, tars are none of the source
