@@ -3,6 +3,7 @@
 Here: what the bytes or values mean. Not here: which picture they belong to (`folder.py`, `tars.py`, `table.py`).
 """
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ CAPTION_SUFFIXES = TEXT_SUFFIXES | {".json"}
 CAPTION_KEYS = ("text", "caption", "prompt")
 BOX_KEYS = ("focus", "face")
 NOT_UTF8 = "it is not UTF-8 (byte {}): save it as UTF-8"
+UTF16 = "it looks like UTF-16: save it as UTF-8"
 TOO_LONG = f"a caption of over {MAX_CAPTION_BYTES // 1_000_000} MB is none: shorten it"
 
 
@@ -31,6 +33,8 @@ def parse(data: bytes, suffix: str) -> Said:
     """What a caption file of that suffix says; ValueError says what is wrong with it."""
     if len(data) > MAX_CAPTION_BYTES:
         raise ValueError(TOO_LONG)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # what Windows long called "Unicode"
+        raise ValueError(UTF16)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

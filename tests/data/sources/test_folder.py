@@ -139,6 +139,14 @@ def test_json_that_says_nothing_clear_is_named(tmp_path: Path, text: str, said: 
     assert said in problem and str(tmp_path / "a.") in problem
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("suffix", [".txt", ".json"])
+def test_captions_in_utf_16_are_told(tmp_path: Path, order: str, suffix: str) -> None:
+    noise(8, 8).save(tmp_path / "a.png")
+    (tmp_path / f"a{suffix}").write_bytes('\ufeff"a d\xe9j\xe0 vu"'.encode(f"utf-16-{order}"))
+    assert problems_of(tmp_path) == (f"{tmp_path}/a{suffix}: it looks like UTF-16: save it as UTF-8.",)
+
+
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a.png": (8, 8), ".cache/b.png": (8, 8), ".c.png": (8, 8)})
     found = good(root)
