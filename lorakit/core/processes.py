@@ -4,7 +4,9 @@ Thin functions on torch.distributed that are right with one process too, so that
 Starting the processes is Accelerate's work (training/).
 """
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -17,6 +19,9 @@ T = TypeVar("T")
 
 HEARTBEAT = 15.0
 """Seconds after which processes meet at the latest: a collective that waits for hours runs into its time limit."""
+
+
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 def world() -> int:
@@ -90,6 +95,9 @@ def leave_signals_to_the_parent(worker: int) -> None:
     by SIGTERM if need be, which must not meet a handler that the parent had set for itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # a killed parent cannot end its workers, and while they live they hold what it had locked
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def sum_tensors(tensors: Iterable[Tensor]) -> None:

@@ -29,7 +29,8 @@ class Example:
     `key` is stable and unique in a run (source number and name); `captions` are as written, before the source's
     algebra, and ("",) where there is none; `size` is (width, height) of the upright picture in pixels; `digest` is the
     sha256 of its bytes; `role` is "train", "regularization" or "validation"; `focus` is the point (x, y), in 0 … 1 of
-    the upright picture, that crops keep in the middle; `look` is what pictures that look alike have in common.
+    the upright picture, that crops keep in the middle; `mask` is where its mask lies, the picture's own place where its
+    transparency is the mask; `look` is what pictures that look alike have in common.
     """
 
     key: str

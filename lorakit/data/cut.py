@@ -45,9 +45,15 @@ class PictureSettings(Settings):
     """What counts least: a mask's values below it are raised to it."""
 
     @model_validator(mode="after")
-    def _variants_have_effect(self) -> Self:
+    def _all_has_effect_on_pictures(self) -> Self:
         if not self.color_jitter and self.jitter_variants != type(self).model_fields["jitter_variants"].default:
             raise ValueError("jitter_variants has no effect without color_jitter: remove it.")
+        if self.mask == "alpha" and self.background != type(self).model_fields["background"].default:
+            raise ValueError(
+                'background has no effect with mask = "alpha": remove one of them.'
+            )
+        if self.mask == "none" and self.mask_floor:
+            raise ValueError('mask_floor has no effect with mask = "none": remove one of them.')
         return self
 
     @field_validator("background")

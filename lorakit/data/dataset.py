@@ -62,7 +62,8 @@ class DataSettings(Settings):
     """Processes that read pictures and cache and draw noise ahead of the training; the numbers are the same for any."""
 
     on_bad_image: Literal["error", "skip"] = "error"
-    """What a picture that cannot be used leads to: all of them are named, and then it ends or goes on without them."""
+    """What a picture that cannot be decoded or is too small leads to: all are named, and then it ends or goes on without
+    them. Missing, doubled or unreadable captions, links out of a source and the like are errors in any case."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,10 @@ class Dataset:
 
     def latent_key(self, index: int, cut: Cut, *, fingerprint: str) -> str:
         """The cache's key of a cut of example `index`."""
-        return latent_key(
-            self.examples[index].digest,
-            cut,
-            fingerprint=fingerprint,
-            mask_digest=self._mask_of(index)[1],
-            alpha_mask=self.source_of(index).mask == "alpha",
-        )
+        example = self.examples[index]
+        own = example.mask == example.place
+        digest = "" if own else example.mask_digest
+        return latent_key(example.digest, cut, fingerprint=fingerprint, mask_digest=digest, alpha_mask=own)
 
     def read(self, index: int) -> bytes:
         """The bytes of example `index`; InputError where they are not those that were scanned."""
@@ -174,14 +172,24 @@ class Dataset:
         return self.picture(*job)
 
     def picture(self, index: int, cut: Cut) -> Prepared:
-        """A cut of example `index`, with its mask if it has one; InputError as `read`."""
-        example = self.examples[index]
-        place, digest = self._mask_of(index)
-        mask = None if place is None else self._checked(example, place, digest)
+        """A cut of example `index`, with its mask if it has one.
+
+        Raises InputError as `read`, and for a mask that leaves nothing to learn of a cut that does not vary.
+        """
+        example, source = self.examples[index], self.source_of(index)
+        own = example.mask == example.place
+        mask = None if own or example.mask is None else self._checked(example, example.mask, example.mask_digest)
         try:
-            return prepare_picture(self.read(index), cut, mask=mask, alpha_mask=self.source_of(index).mask == "alpha")
+            prepared = prepare_picture(self.read(index), cut, mask=mask, alpha_mask=own)
         except BadImageError as error:
             raise InputError(f"{printable(example.key)}: it cannot be read any more ({printable(error)}).") from None
+        empty = prepared.mask is not None and not bool(prepared.mask.any())
+        if empty and not source.mask_floor and source.crop != "random":
+            raise InputError(
+                f"{printable(example.key)}: its mask leaves nothing of the part that is kept: correct it, or give the "
+                'source crop = "focus" or a mask_floor.'
+            )
+        return prepared
 
     def validation(self) -> list[int]:
         """The examples that are put aside for validation."""
@@ -193,11 +201,6 @@ class Dataset:
     def _latents(self, fingerprint: str, index: int, number: int) -> tuple[str, str, tuple[int, Cut]]:
         cut = self.cuts_of(index)[number]
         return self.latent_key(index, cut, fingerprint=fingerprint), self.examples.keys[index], (index, cut)
-
-    def _mask_of(self, index: int) -> tuple[Place | None, str]:
-        example = self.examples[index]
-        wanted = self.source_of(index).mask == "auto"
-        return (example.mask, example.mask_digest) if wanted else (None, "")
 
     def _checked(self, example: Example, place: Place, digest: str) -> bytes:
         try:
@@ -281,6 +284,7 @@ def survey(
         on_progress=on_progress,
     )
     problems += found.problems
+    idle: list[str] = []
     data = None
     if buckets and (found.examples.roles == ROLES.index("train")).any():
         examples = _with_validation(found.examples, settings, seed=seed)
@@ -296,7 +300,9 @@ def survey(
             content=_content(examples),
         )
         data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan)
-        problems += [*_leaks(examples), *_gaps(plan, last_step=steps or plan.steps_in(epochs or 1))]
+        last_step = steps or plan.steps_in(epochs or 1)
+        problems += [*_leaks(examples), *_gaps(plan, last_step=last_step)]
+        idle = _idle(plan, settings.sources, last_step=last_step)
     report = make_report(
         data.examples if data else found.examples,
         settings=settings,
@@ -304,7 +310,7 @@ def survey(
         captions_of=data.captions_of if data else None,
         plan=data.plan if data else None,
         errors=problems,
-        warnings=found.warnings,
+        warnings=(*found.warnings, *idle),
         skipped=found.skipped,
         unused=found.unused,
         duplicates=len(found.copies),
@@ -324,6 +330,17 @@ def _gaps(plan: Plan, *, last_step: int) -> list[str]:
     return [
         f"data.sources: from step {gap} on no source is left to train on: raise an end_step or lower a start_step, or "
         "train for fewer steps."
+    ]
+
+
+def _idle(plan: Plan, sources: Sequence[SourceSettings], *, last_step: int) -> list[str]:
+    """What is said of sources whose turn never comes, for they take part only in epochs that begin in their window."""
+    taking_part = plan.sources_before(last_step)
+    return [
+        f"data.sources.{i}: it never takes part: no epoch of the run's {last_step} steps begins from step "
+        f"{source.start_step} on" + (f" and before {source.end_step}" if source.end_step is not None else "")
+        for i, source in enumerate(sources)
+        if i not in taking_part and source.role != "validation"
     ]
 
 

@@ -11,16 +11,18 @@ import numpy as np
 
 from lorakit.core.files import printable
 from lorakit.data import images, masks, similar
+from lorakit.data.colour import has_alpha
 
 _ENOUGH = (96, 96)  # pixels for a look
 
 
 class Seen(NamedTuple):
-    """What is known of a picture or mask: sha256, upright (width, height), perceptual hash; of a mask its focus."""
+    """What is known of a picture or mask: sha256, upright (width, height), look, transparency; of a mask its focus."""
 
     digest: str
     size: tuple[int, int]
     look: int = 0
+    alpha: bool = False
     focus: tuple[float, float] | None = None
 
 
@@ -34,7 +36,8 @@ def inspect_picture(data: bytes) -> Seen:
         decoded = images.decode_for(io.BytesIO(data), lambda size: _ENOUGH)
     except images.BadImageError as error:
         raise ValueError(printable(error)) from None
-    return Seen(hashlib.sha256(data).hexdigest(), decoded.size, similar.look(decoded.image))
+    image = decoded.image
+    return Seen(hashlib.sha256(data).hexdigest(), decoded.size, similar.look(image), has_alpha(image))
 
 
 def inspect_mask(data: bytes) -> Seen:

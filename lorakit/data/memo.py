@@ -14,7 +14,7 @@ from lorakit.data.inspection import Seen
 from lorakit.data.similar import LOOK_BYTES
 from lorakit.data.sources.items import changed_at
 
-VERSION = 2
+VERSION = 3
 """Of what is looked at in a picture; entries of other versions count for nothing."""
 
 RACY_NS = 2_000_000_000
@@ -24,9 +24,9 @@ times would not show (git calls such files racily clean)."""
 _FLUSH = 1000  # a killed scan loses as many
 _WAIT_S = 5.0  # for another process's write
 
-_TABLE = """CREATE TABLE IF NOT EXISTS seen (
+_TABLE = """CREATE TABLE IF NOT EXISTS pictures (
     key BLOB PRIMARY KEY, stamp TEXT NOT NULL, version INTEGER NOT NULL, digest BLOB NOT NULL, width INTEGER NOT NULL,
-    height INTEGER NOT NULL, look BLOB NOT NULL, x REAL, y REAL) WITHOUT ROWID"""
+    height INTEGER NOT NULL, look BLOB NOT NULL, alpha INTEGER NOT NULL, x REAL, y REAL) WITHOUT ROWID"""
 
 
 class Memo:
@@ -54,14 +54,16 @@ class Memo:
             return None
         try:
             row = self._base.execute(
-                "SELECT digest, width, height, look, x, y FROM seen WHERE key = ? AND stamp = ? AND version = ?",
+                "SELECT digest, width, height, look, alpha, x, y FROM pictures "
+                "WHERE key = ? AND stamp = ? AND version = ?",
                 (_key(root, place, kind), stamp, VERSION),
             ).fetchone()
             if row is None:
                 return None
-            digest, width, height, look, x, y = row
+            digest, width, height, look, alpha, x, y = row
             focus = None if x is None or y is None else (float(x), float(y))
-            return Seen(bytes(digest).hex(), (int(width), int(height)), int.from_bytes(look, "big"), focus)
+            size = int(width), int(height)
+            return Seen(bytes(digest).hex(), size, int.from_bytes(look, "big"), bool(alpha), focus)
         except (sqlite3.Error, TypeError, ValueError) as error:
             self._give_up(error)
             return None
@@ -76,7 +78,7 @@ class Memo:
         x, y = seen.focus or (None, None)
         look = seen.look.to_bytes(LOOK_BYTES, "big")
         digest = bytes.fromhex(seen.digest)
-        self._waiting.append((_key(root, place, kind), stamp, VERSION, digest, *seen.size, look, x, y))
+        self._waiting.append((_key(root, place, kind), stamp, VERSION, digest, *seen.size, look, seen.alpha, x, y))
         if len(self._waiting) >= _FLUSH:
             self._flush()
 
@@ -92,7 +94,7 @@ class Memo:
             return
         try:
             self._base.execute("BEGIN IMMEDIATE")
-            self._base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._waiting)
+            self._base.executemany(f"INSERT OR REPLACE INTO pictures VALUES ({', '.join('?' * 10)})", self._waiting)
             self._base.execute("COMMIT")
             self._waiting.clear()
         except sqlite3.Error as error:

@@ -134,6 +134,11 @@ class Plan:
         """The step from which on nothing is left to train on, if there is one; `at` knows no step from there on."""
         return self._eras.gap
 
+    def sources_before(self, step: int) -> set[int]:
+        """The sources that take part in some epoch that begins before `step`."""
+        eras = [era for era in self._eras.eras if era.step < step]
+        return {source for era in eras for group in (era.plain, *(w.sources for w in era.walks)) for source in group}
+
     def steps_in(self, epochs: int) -> int:
         """The optimizer steps of the first `epochs` epochs; those that have nothing to train on count one each, so that
         the sum goes beyond `gap()`."""

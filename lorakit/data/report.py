@@ -20,7 +20,8 @@ import numpy as np
 from lorakit.core.files import printable
 from lorakit.core.types import Example
 from lorakit.data.buckets import Bucket, BucketSettings, crop_fraction, upscale
-from lorakit.data.images import Cut, Prepared
+from lorakit.data.cut import Cut, covering, offset, plain_cut
+from lorakit.data.images import Prepared
 from lorakit.data.plan import Plan
 from lorakit.data.sources import SourceSettings
 
@@ -173,7 +174,7 @@ def make_report(
         long_captions=counts.too_long.number,
         samples_per_epoch=plan.samples_per_epoch if plan else 0,
         steps_per_epoch=plan.steps_per_epoch if plan else 0,
-        warnings=(*warnings, *counts.cropped.texts(), *counts.enlarged.texts(), *counts.too_long.texts()),
+        warnings=(*warnings, *counts.warnings()),
         skipped=tuple(skipped),
         errors=tuple(errors),
         pictures=len(examples),
@@ -204,11 +205,12 @@ def rows(
     for index, example in enumerate(data.examples):
         buckets, captions = data.buckets_of(index), data.captions_of(index)
         tokens = max(count(caption) for caption in captions) if count and captions else None
+        source = data.settings.sources[example.source]
         own = [_crop_warning(example, b, data.settings.buckets) for b in buckets]
+        own += [_focus_warning(example, b, source) for b in buckets]
         own += [_scale_warning(example, b) for b in buckets]
         if tokens is not None and token_limit is not None and tokens > token_limit:
             own.append(_token_warning(tokens, token_limit))
-        source = data.settings.sources[example.source]
         yield Row(
             example.key,
             example.role,
@@ -220,7 +222,7 @@ def rows(
             len(captions),
             tokens,
             source.repeats,
-            _mask_of(example, source),
+            _mask_of(example),
             tuple(dict.fromkeys([text for text in own if text] + said.get(example.key, []))),
         )
 
@@ -262,8 +264,13 @@ class _Counts:
         self.largest_crop = 0.0
         self.captions, self.variants = array("q"), array("q")  # hashes
         self.cropped = _Listed("are cropped by more than data.buckets.max_crop")
+        self.missed = _Listed("have what matters in them outside of their crops")
         self.enlarged = _Listed("are enlarged")
         self.too_long = _Listed("have too long captions")
+
+    def warnings(self) -> Iterator[str]:
+        for listed in (self.cropped, self.missed, self.enlarged, self.too_long):
+            yield from listed.texts()
 
     def add(
         self,
@@ -276,7 +283,7 @@ class _Counts:
     ) -> None:
         self.of_source[example.source] += 1
         self.kept_aside[example.source] += example.role == "validation"
-        self.masked += bool(_mask_of(example, self._settings.sources[example.source]))
+        self.masked += example.mask is not None
         self.buckets.update(buckets)
         for bucket in buckets:
             crop = crop_fraction(example.size, bucket)
@@ -284,6 +291,9 @@ class _Counts:
             self.largest_crop = max(self.largest_crop, crop)
         crops = [_crop_warning(example, b, self._settings.buckets) for b in buckets]
         self.cropped.add(example.key, [text for text in crops if text])
+        source = self._settings.sources[example.source]
+        missed = [text for b in buckets if (text := _focus_warning(example, b, source))]
+        self.missed.add(example.key, missed[:1])
         self.enlarged.add(example.key, [text for b in buckets if (text := _scale_warning(example, b))])
         self.captions.extend(hash(caption) for caption in example.captions)
         self.variants.extend(hash(caption) for caption in captions)
@@ -297,10 +307,22 @@ def _crop_warning(example: Example, bucket: Bucket, settings: BucketSettings) ->
     crop, (width, height) = crop_fraction(example.size, bucket), example.size
     if crop <= settings.max_crop:
         return ""
-    text = f"{crop:.0%} is cut off at each of two sides, from {width}×{height} to {bucket.width}×{bucket.height}"
+    side = "width" if width * bucket.height > height * bucket.width else "height"
+    text = f"{2 * crop:.0%} of its {side} is cut off, from {width}×{height} to {bucket.width}×{bucket.height}"
     if max(width / height, height / width) > settings.max_aspect:
         text += f", for it is longer than data.buckets.max_aspect {settings.max_aspect:g}"
     return text
+
+
+def _focus_warning(example: Example, bucket: Bucket, source: SourceSettings) -> str:
+    """That the middle of a picture's mask or box lies outside of what is kept; "": it does not, or there is none."""
+    if example.focus is None or source.crop != "center":
+        return ""
+    whole = covering(example.size, bucket)
+    start = offset(example.size, plain_cut(source, bucket, size=example.size, focus=example.focus))
+    if all(start[i] <= example.focus[i] * whole[i] <= start[i] + bucket[i] for i in (0, 1)):
+        return ""
+    return 'the middle of its mask or box lies outside of what is kept: crop = "focus" would keep it'
 
 
 def _scale_warning(example: Example, bucket: Bucket) -> str:
@@ -314,11 +336,11 @@ def _token_warning(tokens: int, limit: int) -> str:
     return f"its caption has {tokens} tokens, of which the model reads {limit}"
 
 
-def _mask_of(example: Example, source: SourceSettings) -> str:
+def _mask_of(example: Example) -> str:
     """Where what counts of this picture is said: "" nowhere."""
-    if source.mask == "alpha":
-        return "alpha"
-    return "picture" if source.mask == "auto" and example.mask is not None else ""
+    if example.mask is None:
+        return ""
+    return "alpha" if example.mask == example.place else "picture"
 
 
 def _by_aspect(bucket: Bucket) -> tuple[float, int]:

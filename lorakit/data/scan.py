@@ -138,6 +138,10 @@ class _Source:
         pool = ThreadPoolExecutor(_THREADS)
         try:
             for item in self.storage.items(self.found):
+                if item.mask is not None and self.settings.mask != "auto":
+                    key, setting = make_key(self.index, item.name), f'mask = "{self.settings.mask}"'
+                    self.found.warnings.append(f"{key}: its mask picture is not used, for the source has {setting}")
+                    item = item._replace(mask=None)
                 picture = self.memo.get(root, item.place, item.stamp)
                 mask = item.mask and self.memo.get(root, item.mask, item.mask_stamp, kind="mask")
                 if picture is not None and (item.mask is None or mask is not None):
@@ -180,6 +184,11 @@ class _Source:
         if item.problems:
             self.found.problems += item.problems
             return
+        mask, mask_digest = item.mask, looked.mask.digest if looked.mask else ""
+        if self.settings.mask == "alpha" and looked.picture.alpha:
+            mask, mask_digest = item.place, looked.picture.digest
+        elif self.settings.mask == "alpha":
+            self.found.warnings.append(f'{key}: nothing of it is transparent, so with mask = "alpha" all of it counts')
         self.builder.add(
             Example(
                 key,
@@ -189,8 +198,8 @@ class _Source:
                 looked.picture.size,
                 looked.picture.digest,
                 role=self.settings.role,
-                mask=item.mask,
-                mask_digest=looked.mask.digest if looked.mask else "",
+                mask=mask,
+                mask_digest=mask_digest,
                 focus=focus,
                 look=looked.picture.look,
             )

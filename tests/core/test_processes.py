@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -138,3 +140,27 @@ def test_workers_leave_signals_to_the_parent():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.returncode) == ("still here\n", -15)
+
+
+def test_a_killed_process_leaves_no_worker_behind() -> None:
+    code = """
+import multiprocessing, os, signal, time
+from lorakit.core.processes import leave_signals_to_the_parent
+def work():
+    leave_signals_to_the_parent(0)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and Path(f"/proc/{worker}").exists():
+        state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":  # dead, and nobody has asked for it yet
+            return
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()

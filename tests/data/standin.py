@@ -13,12 +13,12 @@ from lorakit.core.types import Example, Place
 from lorakit.data.buckets import Bucket, BucketSettings, assign, make_buckets
 from lorakit.data.cut import Cut, covering, crop_info, offset
 from lorakit.data.images import Prepared
+from lorakit.data.sources import SourceSettings
 
 
-def source(**changes: Any) -> Any:
+def source(**changes: Any) -> SourceSettings:
     """A source's settings."""
-    values = {"path": "/home/somebody/photos", "role": "train", "repeats": 1, "samples_per_epoch": None}
-    return SimpleNamespace(**{**values, "start_step": 0, "end_step": None, "mask": "auto", **changes})
+    return SourceSettings(**{"path": "/home/somebody/photos", **changes})
 
 
 @dataclass

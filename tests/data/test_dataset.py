@@ -77,8 +77,7 @@ def test_the_report_counts_and_names(photos: Path, kept: Path) -> None:
     assert report["largest_crop"] == pytest.approx(0.5 * (1 - 3 * 70 / 300))
     assert report["mean_crop"] == pytest.approx(report["largest_crop"] / 9)  # the others fit
     assert [w for w in report["warnings"] if "tokens" not in w] == [
-        "0/c.png: 15% is cut off at each of two sides, from 300×70 to 108×36, "
-        "for it is longer than data.buckets.max_aspect 3",
+        "0/c.png: 30% of its width is cut off, from 300×70 to 108×36, for it is longer than data.buckets.max_aspect 3",
         "0/d.png: it is enlarged 1.07 times, from 60×60 to 64×64",
     ]
     assert "0/a.png: its caption has 14 tokens, of which the model reads 8" in report["warnings"]
@@ -214,6 +213,8 @@ def test_wrong_settings_are_named(values: dict[str, object], said: str) -> None:
         ({"never_drop": ["a*"]}, "data.sources.0: never_drop has no effect without tag_dropout"),
         ({"drop_tags": ["a*"], "shuffle_tags": True}, "data.sources.0: drop_tags has no effect"),
         ({"jitter_variants": 8}, "data.sources.0: jitter_variants has no effect without color_jitter"),
+        ({"mask": "alpha", "background": "#000000"}, "data.sources.0: background has no effect"),
+        ({"mask": "none", "mask_floor": 0.1}, "data.sources.0: mask_floor has no effect"),
         ({"role": "validation", "flip": 0.5}, "data.sources.0: flip has no effect on a validation source"),
     ],
 )
@@ -227,3 +228,25 @@ def test_settings_with_effect_are_taken() -> None:
     settings_of({"path": "p", "keep_tags": 2, "shuffle_tags": True})
     settings_of({"path": "p", "never_drop": ["a*"], "drop_tags": ["b*"], "tag_dropout": 0.1, "keep_tags": 1})
     settings_of({"path": "p", "jitter_variants": 8, "color_jitter": 0.1, "mask_path": "masks"})
+
+
+def test_a_mask_that_leaves_nothing_is_named_before_anything_is_learnt(photos: Path) -> None:
+    mask = Image.new("L", (300, 70))
+    mask.paste(255, (280, 0, 300, 70))
+    mask.save(photos / "c.mask.png")
+    found = surveyed(settings_of({"path": str(photos)}))
+    assert any(text.startswith("0/c.png: the middle of its mask") for text in found.report.warnings)
+    data = found.usable()
+    with pytest.raises(InputError, match=r"0/c\.png: its mask leaves nothing"):
+        data.picture(2, data.cuts_of(2)[0])
+    for mended in ({"crop": "focus"}, {"mask_floor": 0.1}, {"crop": "random"}, {"mask": "none"}):
+        data = prepared(settings_of({"path": str(photos), **mended}))
+        data.picture(2, data.cuts_of(2)[0])
+
+
+def test_a_source_whose_turn_never_comes_is_named(photos: Path, kept: Path) -> None:
+    sources = settings_of({"path": str(photos)}, {"path": str(kept), "start_step": 3})
+    # two steps an epoch: one begins at step 4
+    for steps, said in ((4, True), (5, False)):
+        warnings = surveyed(sources, steps=steps).report.warnings
+        assert any(text.startswith("data.sources.1: it never takes part") for text in warnings) == said

@@ -13,7 +13,7 @@ from lorakit.data.memo import Memo
 from tests.data.pictures import folder_of, noise
 from tests.data.scanning import good
 
-SEEN = Seen("ab" * 32, (3, 4), 5, (0.25, 1.0))
+SEEN = Seen("ab" * 32, (3, 4), 5, True, (0.25, 1.0))
 LATER = 10**19
 
 
@@ -134,7 +134,7 @@ def test_a_memory_that_cannot_be_used_is_one_warning(tmp_path: Path, kind: str, 
         (cache / "scan.sqlite").mkdir()
     elif kind == "other":
         base = sqlite3.connect(cache / "scan.sqlite")
-        base.execute("CREATE TABLE seen (other INTEGER)")
+        base.execute("CREATE TABLE pictures (other INTEGER)")
         base.close()
     found = good(root, cache=cache)
     assert len(found.examples) == 1

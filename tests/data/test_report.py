@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_what_is_cropped_enlarged_or_too_long_is_named(five: Held) -> None:
     report = report_of(five, count_tokens=len, token_limit=11)
     assert report.long_captions == 5  # the other form, of 12
     assert report.warnings[:2] == (
-        "0/002.png: 20% is cut off at each of two sides, from 300×70 to 104×40, for it is longer than "
+        "0/002.png: 39% of its width is cut off, from 300×70 to 104×40, for it is longer than "
         "data.buckets.max_aspect 3",
         "0/003.png: it is enlarged 1.07 times, from 60×60 to 64×64",
     )
@@ -154,8 +155,10 @@ def test_rows_are_made_one_by_one_and_say_what_the_report_says(five: Held) -> No
     assert all(row.tokens is None for row in rows(five))
 
 
-def test_alpha_counts_as_a_mask_and_none_does_not(five: Held) -> None:
-    five.sources = five.settings.sources = [source(mask="alpha")]
-    assert report_of(five).masked == 5
-    five.sources = five.settings.sources = [source(mask="none")]
-    assert report_of(five).masked == 0
+def test_a_focus_outside_of_the_crop_is_named_where_it_is_not_kept(five: Held) -> None:
+    five.examples = [replace(five.examples[2], focus=focus) for focus in ((0.05, 0.5), (0.5, 0.5))]
+    (warning,) = [text for text in report_of(five).warnings if "middle of its mask" in text]
+    assert warning.startswith("0/002.png: ")
+    for crop in ("focus", "random"):
+        five.sources = five.settings.sources = [source(crop=crop)]
+        assert not [text for text in report_of(five).warnings if "middle of its mask" in text]

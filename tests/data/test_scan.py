@@ -265,3 +265,22 @@ def test_unchanged_pictures_are_scanned_again_in_no_time(tmp_path: Path, monkeyp
     # 0.6 s for 10,000, measured; five times what the aim allows, for busy machines
     assert time.monotonic() - began < 5 * 2 * count / 10_000
     assert list(second.examples) == list(first.examples)
+
+
+def test_what_a_source_does_not_use_of_its_masks_is_said(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "p", {"plain.png": (16, 16), "clear.png": (16, 16)})
+    Image.new("RGBA", (16, 16), (200, 10, 10, 90)).save(root / "clear.png")
+    Image.new("L", (16, 16), 255).save(root / "plain.mask.png")
+    auto = good(root)
+    assert [e.mask is not None for e in auto.examples] == [False, True] and auto.warnings == ()
+    alpha = good(root, mask="alpha")
+    clear, plain = alpha.examples
+    assert clear.mask == clear.place and clear.mask_digest == clear.digest and plain.mask is None
+    assert [text.split(": ")[1][:34] for text in alpha.warnings] == [
+        "its mask picture is not used, for ",
+        "nothing of it is transparent, so w",
+    ]
+    none = good(root, mask="none")
+    assert [e.mask for e in none.examples] == [None, None] and len(none.warnings) == 1
+    (root / "plain.mask.png").write_bytes(b"junk")
+    assert len(good(root, mask="none").examples) == 2, "a mask that is not used may be bad"

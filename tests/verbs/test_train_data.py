@@ -168,3 +168,12 @@ def test_a_source_takes_part_from_its_start_on(make_recipe: Make, tmp_path: Path
 def test_a_class_prompt_that_nothing_uses_is_refused(make_recipe: Make) -> None:
     with pytest.raises(InputError, match=r"data\.sources\.0\.class_prompt: the objective denoising does not use it"):
         train(make_recipe("run", "data.sources.0.class_prompt=a dog"))
+
+
+def test_emphasis_is_encoded_anew_and_its_marks_are_no_tokens(make_recipe: Make) -> None:
+    how = ["data.sources.0.suffix=(abcdef:1.6)", "run.steps=2"]
+    plain = train(make_recipe("plain", *how)).output
+    weighted = train(make_recipe("weighted", *how, "data.weighted_tags=true")).output
+    assert [line["loss"] for line in lines(plain)] != [line["loss"] for line in lines(weighted)]
+    long = [json.loads((run / "check.json").read_text())["long_captions"] for run in (plain, weighted)]
+    assert long == [7, 0]

@@ -1,0 +1,44 @@
+"""The loss on what is put aside: fixed, without dropout, and of all ranks together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit.core.types import Batch, LossReport, Predict
+from lorakit.training import validation
+from lorakit.training.validation import validation_loss
+from tests.training.test_step import batch, trainee
+
+
+def objective(predict: Predict, given: Batch) -> LossReport:
+    assert given.latents is not None
+    t = torch.zeros(len(given.keys))
+    return LossReport(predict(given.latents, t, text=given.text).square().flatten(1).mean(1), t)
+
+
+def test_dropout_is_off_while_it_is_measured_and_on_again_after() -> None:
+    t = trainee(objective)
+    layer = nn.Dropout(0.5)
+    inner = t.family.predict
+    t.family.predict = lambda x, step, text: layer(inner(x, step, text))  # type: ignore[method-assign]
+    t = replace(t, adapted={"unet": layer.train()})
+    state = torch.get_rng_state()
+    first = validation_loss(t, [batch([0, 1])])
+    assert layer.training and torch.equal(torch.get_rng_state(), state)
+    assert validation_loss(t, [batch([0, 1])]) == first
+    assert first[1] == 2
+
+
+def test_it_is_the_mean_over_all_samples_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = trainee(objective)
+    whole = validation_loss(t, [batch([0, 1, 2])])
+    assert validation_loss(t, [batch([0]), batch([1, 2])]) == pytest.approx(whole)
+
+    def with_another_rank(tensors: list[Tensor]) -> None:
+        tensors[0] += torch.tensor([10.0, 5.0])
+
+    monkeypatch.setattr(validation, "sum_tensors", with_another_rank)
+    loss, count = validation_loss(t, [batch([0, 1, 2])])
+    assert count == 8 and loss == pytest.approx((whole[0] * 3 + 10) / 8)
