@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
 
         folder, found = usage(args.folder)
         print(f"{printable(folder)}: {found.entries:,} entries, {size(found.bytes)} in {found.shards:,} files")
+        if found.other_bytes:
+            print(f"and {size(found.other_bytes)} of copied tables and of what is remembered of pictures")
 
 
 def _fill(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _SHARD = re.compile(r"entries-[0-9a-f]{24}\.safetensors")
 _HALF_WRITTEN = re.compile(r"\.entries-[0-9a-f]{24}\.safetensors\.\d+\.tmp")
 _COPIES = ("imports", "datasets")  # folders of what was copied from tables, one for each by its digest
 _COPY = re.compile(r"[0-9a-f]{32}")
+_MEMO = "scan.sqlite"  # what is remembered of pictures; files of SQLite's beside it have its name and more
 # a shard's last use is its time stamp, set anew at most so often
 _DAY = 86_400.0
 # what is being written is younger
@@ -29,11 +31,12 @@ _LARGE = 256 << 20
 
 
 class Usage(NamedTuple):
-    """`bytes` are those of the `shards`, which are files."""
+    """`bytes` are those of the `shards`, which are files; `other_bytes` those of tables' copies and of the memo."""
 
     entries: int
     bytes: int
     shards: int
+    other_bytes: int = 0
 
 
 class Removed(NamedTuple):
@@ -66,7 +69,17 @@ def touch(path: Path) -> None:
 
 def usage(folder: Path, *, entries: int) -> Usage:
     sizes = [about.st_size for _, about in _files(folder, _SHARD)]
-    return Usage(entries, sum(sizes), len(sizes))
+    memo = [path for path in folder.glob(f"{_MEMO}*") if path.is_file()]
+    other = sum(_size(path) for path in [*memo, *(folder / name for name in _COPIES)])
+    return Usage(entries, sum(sizes), len(sizes), other)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether there is a cache in `folder`, or nothing at all. OSError where it cannot be read."""
+    names = os.listdir(folder)
+    return not names or any(
+        name in (_MEMO, *_COPIES) or _SHARD.fullmatch(name) or _HALF_WRITTEN.fullmatch(name) for name in names
+    )
 
 
 def prune(folder: Path, unused_for: float, *, dry_run: bool = False) -> Removed:
@@ -87,7 +100,7 @@ def prune(folder: Path, unused_for: float, *, dry_run: bool = False) -> Removed:
                 removed = removed._replace(leftovers=removed.leftovers + 1, bytes=removed.bytes + about.st_size)
         for copy in (path for name in _COPIES for path in (folder / name).glob("*") if _COPY.fullmatch(path.name)):
             if now - copy.stat().st_mtime > unused_for:
-                size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+                size = _size(copy)
                 removed = removed._replace(copies=removed.copies + 1, bytes=removed.bytes + size)
                 if not dry_run:
                     with storage_errors(copy):
@@ -158,6 +171,16 @@ def _files(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, os.stat_r
                 with contextlib.suppress(FileNotFoundError):
                     found.append((Path(file.path), file.stat(follow_symlinks=False)))
     return found
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file or of all files in a folder; 0 for what is gone meanwhile."""
+    size = 0
+    for file in [path, *path.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):
+            about = file.lstat()
+            size += about.st_size if stat.S_ISREG(about.st_mode) else 0
+    return size
 
 
 def _delete(path: Path, *, dry_run: bool) -> bool:

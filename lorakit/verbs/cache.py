@@ -13,7 +13,7 @@ from lorakit.core.quiet import quiet_libraries
 from lorakit.data.cache import Filled, default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.shards import Cache
-from lorakit.data.upkeep import Removed, Usage
+from lorakit.data.upkeep import Removed, Usage, is_cache
 from lorakit.export.files import DTYPES
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
@@ -62,7 +62,7 @@ def _data(recipe: Recipe) -> Dataset:
 
 
 def usage(folder: Path | None = None) -> tuple[Path, Usage]:
-    """The cache's folder and how much there is. InputError for a `folder` that does not exist."""
+    """The cache's folder and how much there is. InputError for a `folder` that does not exist or is no cache."""
     folder = _existing(folder)
     return folder, Cache(folder).usage() if folder.is_dir() else Usage(0, 0, 0)
 
@@ -76,6 +76,13 @@ def prune(folder: Path | None = None, *, days: float, dry_run: bool = False) -> 
 
 
 def _existing(folder: Path | None) -> Path:
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--folder {printable(folder)} does not exist: name the folder that data.cache names.")
-    return folder or default_folder()
+    if folder is None:
+        return default_folder()
+    try:
+        wrong = "" if is_cache(folder) else "holds no cache of lorakit"
+    except OSError as error:
+        there = not isinstance(error, FileNotFoundError)
+        wrong = f"cannot be read ({error.strerror})" if there else "does not exist"
+    if wrong:
+        raise InputError(f"--folder {printable(folder)} {wrong}: name the folder that data.cache names.")
+    return folder

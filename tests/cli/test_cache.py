@@ -31,7 +31,10 @@ def test_fill_look_and_prune(
     ]
     assert "captions: 0 encoded, 7 were there" in said(capsys, str(file))
     assert "encoded in every step, for crops are random" in said(capsys, str(file), "data.sources.0.crop=random")
-    assert "15 entries" in said(capsys, "--folder", str(tmp_path / "cache"))
+    entries, other = said(capsys, "--folder", str(tmp_path / "cache")).splitlines()
+    memo = (tmp_path / "cache" / "scan.sqlite").stat().st_size
+    assert "15 entries" in entries
+    assert other == f"and {size(memo)} of copied tables and of what is remembered of pictures"
     folder = ["--folder", str(tmp_path / "cache")]
     assert "2 files unused for 0 days would be deleted" in said(
         capsys, "--prune", *folder, "--unused-for", "0", "--dry-run"

@@ -8,7 +8,7 @@ import torch
 
 from lorakit.data import upkeep
 from lorakit.data.shards import Cache, content_key
-from lorakit.data.upkeep import Removed, Usage, compact
+from lorakit.data.upkeep import Removed, Usage, compact, is_cache
 
 DAY = 86_400.0
 
@@ -76,6 +76,32 @@ def test_usage_counts_files_and_entries(tmp_path: Path) -> None:
     assert Cache(tmp_path / "nowhere").prune(0) == Removed()
     sizes = [write(tmp_path, name).stat().st_size for name in range(3)]
     assert Cache(tmp_path).usage() == Usage(3, sum(sizes), 3)
+    for name, size in {
+        "scan.sqlite": 1,
+        "scan.sqlite-journal": 20,
+        f"imports/{'0' * 32}/000000.tar": 300,
+        "datasets/deep/down/a.arrow": 4000,
+        "notes.txt": 50_000,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    assert Cache(tmp_path).usage() == Usage(3, sum(sizes), 3, other_bytes=4321)
+
+
+def test_a_folder_is_a_cache_if_it_holds_what_one_does_or_nothing(tmp_path: Path) -> None:
+    assert is_cache(tmp_path)
+    (tmp_path / "entries-of-mine.safetensors").write_bytes(b"mine")
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    assert not is_cache(tmp_path)
+    for name in ("scan.sqlite", "imports", "datasets"):
+        (tmp_path / name).mkdir()
+        assert is_cache(tmp_path)
+        (tmp_path / name).rmdir()
+    shard = write(tmp_path, "a")
+    assert is_cache(tmp_path)
+    shard.rename(tmp_path / f".{shard.name}.12.tmp")
+    assert is_cache(tmp_path)
 
 
 def test_small_shards_are_merged_to_large_ones_neighbours_in_age_together(tmp_path: Path) -> None:
@@ -118,7 +144,7 @@ def test_a_merge_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: objec
     assert Cache(tmp_path).missing(keys) == []
     compact(tmp_path)
     assert Cache(tmp_path).missing(keys) == []
-    assert Cache(tmp_path).usage() == (3, Cache(tmp_path).usage().bytes, 1)
+    assert Cache(tmp_path).usage() == Usage(3, Cache(tmp_path).usage().bytes, 1)
 
 
 def _merge_again_and_again(folder: Path) -> None:

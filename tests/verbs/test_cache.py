@@ -90,3 +90,14 @@ def test_a_cache_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for act in (lambda: usage(tmp_path / "no"), lambda: prune(tmp_path / "no", days=1)):
         with pytest.raises(InputError, match="--folder"):
             act()
+
+
+def test_a_folder_that_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for act in (lambda: usage(tmp_path), lambda: prune(tmp_path, days=0)):
+        with pytest.raises(InputError, match="holds no cache of lorakit: name the folder that data.cache names"):
+            act()
+    with pytest.raises(InputError, match="--folder .*file cannot be read"):
+        usage(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert usage(tmp_path / "empty")[1].shards == 0
