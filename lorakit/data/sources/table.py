@@ -3,6 +3,7 @@
 Here: where rows are and what their columns say. Not here: rows that are read as they come (`imports.py`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -150,7 +151,8 @@ class TableStorage:
         if self._kind != "saved":
             return self._load_dataset(streaming=False)
         try:
-            loaded = datasets.load_from_disk(s.path)
+            with _no_bars():
+                loaded = datasets.load_from_disk(s.path)
         except Exception as error:  # whatever pyarrow, fsspec and datasets raise of damaged files
             raise ValueError(f"the dataset cannot be read ({_reason(error)}): save it again") from None
         if isinstance(loaded, datasets.DatasetDict):
@@ -168,16 +170,18 @@ class TableStorage:
         try:
             if self._kind == "hub":
                 name = s.path.removeprefix(HUB)
-                return datasets.load_dataset(
-                    name, s.subset, split=self._split, revision=s.revision, streaming=streaming
-                )
+                with _no_bars():
+                    return datasets.load_dataset(
+                        name, s.subset, split=self._split, revision=s.revision, streaming=streaming
+                    )
             # so that datasets writes its copy there and not beside the files
             copies = make_folder(self._copied_to("datasets"))
             touch(copies)
             files = {self._split: split_files(self._files, self._split)}
-            return datasets.load_dataset(
-                "parquet", data_files=files, split=self._split, cache_dir=str(copies), streaming=streaming
-            )
+            with _no_bars():
+                return datasets.load_dataset(
+                    "parquet", data_files=files, split=self._split, cache_dir=str(copies), streaming=streaming
+                )
         except ValueError as error:
             raise ValueError(f"the dataset cannot be read: {_reason(error)}") from None
         except Exception as error:
@@ -244,6 +248,21 @@ def undecoded(table: Any, column: str) -> Any:
     if features is not None and isinstance(features.get(column), datasets.Image):
         return table.cast_column(column, datasets.Image(decode=False))
     return table
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """No bars of datasets' own among our output meanwhile, unless its environment variable asks for them."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled() and datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None
+    if shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _reason(error: Exception) -> str:

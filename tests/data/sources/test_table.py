@@ -245,3 +245,26 @@ def test_reading_a_copy_counts_as_use(tmp_path: Path, streaming: bool) -> None:
         assert time.time() - copy.stat().st_mtime < 86_400
         os.utime(copy, (time.time() - age * 86_400,) * 2)
     assert Cache(tmp_path / "c").prune(86_400 * 30).copies == 0
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_datasets_are_off_meanwhile_and_as_they_were_afterwards(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    import datasets
+
+    folder = tmp_path / "p"
+    folder.mkdir()
+    table(2, text=["a", "b"]).to_parquet(folder / "train-0.parquet")
+    before = datasets.are_progress_bars_disabled()
+    try:
+        (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
+        capfd.readouterr()
+        assert len(good(folder, cache=tmp_path / "c").examples) == 2
+        assert capfd.readouterr() == ("", "")
+        assert datasets.are_progress_bars_disabled() != shown
+        (folder / "train-0.parquet").write_bytes(b"PAR1?")
+        assert problems_of(folder, cache=tmp_path / "c")
+        assert datasets.are_progress_bars_disabled() != shown
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
