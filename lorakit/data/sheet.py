@@ -43,7 +43,7 @@ class Shown(NamedTuple):
 class Panels:
     """`original` upright, with the crop framed and what is cut off dimmed; `cut` as the model will see it.
 
-    What its mask leaves out is tinted.
+    What its mask leaves out is tinted. One of few pixels is enlarged to the original's height.
     """
 
     original: Image.Image
@@ -95,7 +95,10 @@ def _shares(sizes: Sequence[int], count: int) -> list[int]:
 
 
 def panels(data: Data, shown: Shown, *, side: int = SIDE) -> Panels:
-    """A picture and its cut, each at most `side` pixels wide; InputError where it cannot be read any more."""
+    """A picture and its cut, each at most `side` pixels wide and a third more than that high.
+
+    InputError where it cannot be read any more.
+    """
     example = data.examples[shown.number]
     cut = cut_at(data, shown)
     # a "bucket" of the original's own shape: all of the picture, decoded no larger than needed, and nothing cut off
@@ -104,7 +107,12 @@ def panels(data: Data, shown: Shown, *, side: int = SIDE) -> Panels:
     seen, mask = _image(data, shown.number, cut)
     if mask is not None:
         seen = Image.composite(seen, Image.blend(seen, Image.new("RGB", seen.size, _MASKED), 0.55), mask)
-    return Panels(_framed(original, example.size, cut), seen.resize(_within(seen.size, side), Image.Resampling.LANCZOS))
+    if original.height > seen.height:  # a stamp beside it would show little
+        enlarged = _within(seen.size, side, scale=original.height / seen.height)
+        seen = seen.resize(enlarged, Image.Resampling.BICUBIC)
+    else:
+        seen = seen.resize(_within(seen.size, side), Image.Resampling.LANCZOS)
+    return Panels(_framed(original, example.size, cut), seen)
 
 
 def thumbnail(data: Data, index: int, *, side: int) -> Image.Image:
@@ -126,9 +134,9 @@ def frame(size: tuple[int, int], cut: Cut) -> tuple[float, float, float, float]:
     return left / width, top / height, (left + cut.bucket.width) / width, (top + cut.bucket.height) / height
 
 
-def _within(size: tuple[int, int], side: int) -> Bucket:
-    """`size` made smaller, not larger, until it is at most `side` wide and a third more than that high."""
-    scale = min(1.0, side / size[0], side * 4 / 3 / size[1])
+def _within(size: tuple[int, int], side: int, *, scale: float = 1.0) -> Bucket:
+    """`size` times `scale`, or less if it would be over `side` wide or a third more than that high."""
+    scale = min(scale, side / size[0], side * 4 / 3 / size[1])
     return Bucket(max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 

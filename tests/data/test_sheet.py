@@ -79,8 +79,8 @@ def test_what_is_framed_is_what_is_trained_on() -> None:
     data.buckets_of = lambda index: (Bucket(64, 64),)  # type: ignore[method-assign]
     shown = choose(data, 1).shown[0]
     found = panels(data, shown, side=200)
-    assert found.original.size == (200, 100) and found.cut.size == (64, 64)
-    assert np.asarray(found.cut)[:, :60].reshape(-1, 3).max(0).tolist() == [240, 30, 20]  # all but the border
+    assert found.original.size == (200, 100) and found.cut.size == (100, 100)
+    assert np.asarray(found.cut)[:, :90].reshape(-1, 3).max(0).tolist() == [240, 30, 20]  # all but the border
     pixels = np.asarray(found.original)
     assert pixels[50, 50].tolist() == [240, 30, 20]  # within
     assert (pixels[50, 150] < 60).all() and np.ptp(pixels[50, 150]) == 0  # dimmed, grey
@@ -94,6 +94,26 @@ def test_a_mask_is_tinted_where_it_leaves_out() -> None:
     cut = np.asarray(panels(data, choose(data).shown[0]).cut)
     assert cut[30, 10].tolist() == [10, 200, 10]
     assert cut[30, 50, 0] > 100 and cut[30, 50, 2] > 80
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket", "cut"),
+    [
+        ((900, 900), Bucket(64, 64), (240, 240)),
+        ((900, 600), Bucket(72, 48), (240, 160)),
+        ((600, 900), Bucket(48, 72), (213, 320)),
+        ((300, 900), Bucket(64, 64), (240, 240)),  # as high as the original it would be too wide
+        ((100, 100), Bucket(64, 64), (100, 100)),
+        ((40, 40), Bucket(64, 64), (64, 64)),  # never smaller than it has to be
+        ((900, 900), Bucket(512, 512), (240, 240)),
+    ],
+)
+def test_a_cut_of_few_pixels_is_as_high_as_its_original(
+    size: tuple[int, int], bucket: Bucket, cut: tuple[int, int]
+) -> None:
+    data = Held([noise(*size)])
+    data.buckets_of = lambda index: (bucket,)  # type: ignore[method-assign]
+    assert panels(data, choose(data).shown[0]).cut.size == cut
 
 
 def test_small_pictures_are_not_enlarged_and_large_ones_fit(many: Held) -> None:
