@@ -62,7 +62,7 @@ class DataSettings(Settings):
     """Processes that read pictures and cache and draw noise ahead of the training; the numbers are the same for any."""
 
     on_bad_image: Literal["error", "skip"] = "error"
-    """What a picture that cannot be decoded or is too small leads to: all are named, and then it ends or goes on without
+    """What a picture that cannot be decoded or is too small leads to: all are named, then it ends or goes on without
     them. Missing, doubled or unreadable captions, links out of a source and the like are errors in any case."""
 
 
