@@ -49,9 +49,7 @@ class PictureSettings(Settings):
         if not self.color_jitter and self.jitter_variants != type(self).model_fields["jitter_variants"].default:
             raise ValueError("jitter_variants has no effect without color_jitter: remove it.")
         if self.mask == "alpha" and self.background != type(self).model_fields["background"].default:
-            raise ValueError(
-                'background has no effect with mask = "alpha": remove one of them.'
-            )
+            raise ValueError('background has no effect with mask = "alpha": remove one of them.')
         if self.mask == "none" and self.mask_floor:
             raise ValueError('mask_floor has no effect with mask = "none": remove one of them.')
         return self
