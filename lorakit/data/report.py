@@ -74,13 +74,14 @@ class SourceReport:
 class DataReport:
     """What a training will see.
 
-    `pictures` are all that can be used, `validation` of them are not trained on, `masked` have a mask. `buckets` has
-    the number of pictures of each, by "width×height" (with several `resolutions` a picture may be in several); crops
-    are what is cut off at each of two sides, were it cut evenly, as a fraction of width or height; `enlarged` pictures are smaller than a
-    bucket of theirs. `captions` are the different ones, `caption_variants` the different texts that samples come with,
-    `long_captions` the pictures with one that the model does not read to its end. `duplicates` are pictures that are or
-    look like another. `skipped` are bad pictures that were left out, `unused` captions and masks of no picture. `steps`
-    are those of the whole run, which takes `epochs`. `errors` is what keeps the training from starting.
+    `pictures` are all that can be used, `validation` of them are not trained on, `masked` have a mask. `buckets`
+    has the number of pictures of each, by "width×height" (with several `resolutions` a picture may be in several);
+    crops are what is cut off at each of two sides, were it cut evenly, as a fraction of width or height; `enlarged`
+    pictures are smaller than a bucket of theirs. `captions` are the different ones, `caption_variants` the
+    different texts that samples come with, `long_captions` the pictures with one that the model does not read to
+    its end. `duplicates` are pictures that are or look like another. `skipped` are bad pictures that were left out,
+    `unused` captions and masks of no picture. `steps` are those of the whole run, which takes `epochs`. `errors` is
+    what keeps the training from starting.
     """
 
     sources: tuple[SourceReport, ...] = ()
