@@ -1,4 +1,4 @@
-"""Preparing pictures ahead of the encoder, in other processes or in threads."""
+"""What is made ahead, in other processes or in threads: pictures for the encoder, and a training's steps."""
 
 import contextlib
 import warnings
@@ -31,7 +31,7 @@ def prepared(
     """
     pictures = _Pictures(jobs, prepare)
     numbers: list[int] = part.tolist()
-    ahead = _by_processes(pictures, numbers, workers) if workers and numbers else _by_threads(pictures, numbers)
+    ahead = by_processes(pictures, numbers, workers) if workers and numbers else _by_threads(pictures, numbers)
     with contextlib.closing(ahead):
         for number, picture in zip(numbers, ahead):
             if isinstance(picture, LorakitError):
@@ -67,14 +67,13 @@ def _by_threads(pictures: _Pictures, numbers: Sequence[int]) -> Generator[Prepar
         pool.shutdown(cancel_futures=True)
 
 
-def _by_processes(
-    pictures: _Pictures, numbers: Sequence[int], workers: int
-) -> Generator[Prepared | LorakitError, None, None]:
+def by_processes(made: TorchDataset, numbers: Sequence[int], workers: int) -> Generator[Any, None, None]:
+    """`made[n]` of all `numbers`, in order and as they are, by worker processes that end with the generator."""
     with warnings.catch_warnings():
         # more workers than cores are slower, not wrong, and the user's choice
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            pictures,
+            made,
             batch_size=None,
             sampler=numbers,
             num_workers=min(workers, len(numbers)),
@@ -87,5 +86,5 @@ def _by_processes(
     yield from ahead
 
 
-def _as_it_is(picture: Any) -> Any:
-    return picture
+def _as_it_is(thing: Any) -> Any:
+    return thing

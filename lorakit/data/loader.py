@@ -4,20 +4,17 @@ Here: a sample's noise, timestep quantile, cut and caption, drawn by rule from (
 that do it ahead of the training. Not here: which samples a step has (`plan.py`), how latents came about (`cache.py`).
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lorakit.core.errors import LorakitError
-from lorakit.core.processes import leave_signals_to_the_parent
 from lorakit.core.seeding import generator
 from lorakit.core.types import Batch, Text
+from lorakit.data.ahead import by_processes
 from lorakit.data.buckets import Bucket
 from lorakit.data.cache import Cache, text_key
 from lorakit.data.dataset import Dataset
@@ -70,7 +67,7 @@ class Loader:
         if not self._workers:
             yield from (_raised(steps[step]) for step in range(first_step, last_step))
             return
-        for step in self._ahead(steps, range(first_step, last_step)):
+        for step in by_processes(steps, range(first_step, last_step), self._workers):
             yield _raised(step)
 
     def validation(self, draws: int) -> Iterator[Batch]:
@@ -82,23 +79,6 @@ class Loader:
         chosen = self._samples.data.validation()
         for position in share(len(chosen), self._split.rank, self._split.world):
             yield self._samples.held_out(chosen[position], draws)
-
-    def _ahead(self, steps: "_Steps", numbers: range) -> Iterator[StepPlan | LorakitError]:
-        """`steps` made by worker processes, which end with the iterator."""
-        with warnings.catch_warnings():
-            # more workers than cores are slower, not wrong, and the user's choice
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = DataLoader(
-                steps,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=self._workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=leave_signals_to_the_parent,
-                # DataLoader draws a seed for its workers, by default from the global generator
-                generator=torch.Generator(),
-            )
-            return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -258,8 +238,4 @@ class _Steps(TorchDataset):
 def _raised(step: StepPlan | LorakitError) -> StepPlan:
     if isinstance(step, LorakitError):
         raise step
-    return step
-
-
-def _as_it_is(step: Any) -> Any:
     return step
