@@ -14,7 +14,7 @@ from lorakit.data.inspection import Seen
 from lorakit.data.similar import LOOK_BYTES
 from lorakit.data.sources.items import changed_at
 
-VERSION = 3
+VERSION = 4
 """Of what is looked at in a picture; entries of other versions count for nothing."""
 
 RACY_NS = 2_000_000_000
