@@ -71,6 +71,7 @@ assert processes.on_first_rank(lambda: None) is None
 # Ctrl-C on the first rank ends its waiting, whatever the action does
 processes.barrier()
 if rank == 0:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background has it ignored
     threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
     start = time.monotonic()
     try:
