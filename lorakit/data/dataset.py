@@ -109,7 +109,7 @@ class Dataset:
         """The forms of example `index`'s caption that are encoded and kept; of a validation example the first."""
         found = variants(
             self.source_of(index),
-            self.examples[index].captions,
+            self.examples.captions(index),
             count=self.settings.caption_variants,
             weighted=self.settings.weighted_tags,
         )
@@ -149,7 +149,7 @@ class Dataset:
             return self.captions_of(index)[0]
         return draw_caption(
             self.source_of(index),
-            self.examples[index].captions,
+            self.examples.captions(index),
             draw=draw,
             variants=self.captions_of(index) if from_variants else None,
             weighted=self.settings.weighted_tags,

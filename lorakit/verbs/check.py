@@ -15,14 +15,13 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable, write_bytes, write_json
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.cache import refuse_within
-from lorakit.data.captions import without_weights
 from lorakit.data.dataset import Dataset
 from lorakit.data.page import THUMBNAILS, write_page
 from lorakit.data.report import DataReport, Row, rows
 from lorakit.data.sheet import SHOWN, choose, contact_sheet
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
-from lorakit.verbs.survey import survey_recipe
+from lorakit.verbs.survey import survey_recipe, token_counter
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,5 @@ def _written(
 def _rows(recipe: Recipe, data: Dataset, report: DataReport) -> Iterator[Row]:
     """A row for each picture, its caption measured in the model's own tokens."""
     description = families.describe_settings(recipe.model)
-
-    def count_tokens(caption: str) -> int:
-        return description.count_tokens(without_weights(caption) if recipe.data.weighted_tags else caption)
-
+    count_tokens = token_counter(description, weighted=recipe.data.weighted_tags)
     return rows(data, report=report, count_tokens=count_tokens, token_limit=description.token_limit)

@@ -42,7 +42,7 @@ def survey_recipe(recipe: Recipe) -> Survey:
             side_multiple=description.side_multiple if description else 1,
             seed=recipe.run.seed,
             global_batch=global_batch(recipe),
-            count_tokens=_counter(description, weighted=recipe.data.weighted_tags) if description else None,
+            count_tokens=token_counter(description, weighted=recipe.data.weighted_tags) if description else None,
             token_limit=description.token_limit if description else None,
             steps=recipe.run.steps,
             epochs=recipe.run.epochs,
@@ -54,7 +54,8 @@ def survey_recipe(recipe: Recipe) -> Survey:
     return Survey(data, replace(found.report, errors=(*problems, *found.report.errors)))
 
 
-def _counter(description: Description, *, weighted: bool) -> Callable[[str], int]:
+def token_counter(description: Description, *, weighted: bool) -> Callable[[str], int]:
+    """Counts a caption's tokens as the model takes them; `weighted`: without the marks of emphasis."""
     if not weighted:
         return description.count_tokens
     return lambda caption: description.count_tokens(without_weights(caption))
