@@ -193,9 +193,7 @@ def copy_adapter_state(components: Mapping[str, nn.Module], state: AdapterState)
     ]
     if problems:
         raise InputError(shortened(problems))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state.tensors[name])
+    _copy_into(parameters, state.tensors)
 
 
 def _differences(wanted: Iterable[str], given: Iterable[str]) -> list[str]:
@@ -269,6 +267,27 @@ def adapters_disabled(components: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._disable_adapters = value
+
+
+@contextlib.contextmanager
+def replaced(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it, `parameters` hold the values of `tensors` (of the same names); afterwards their very bits again.
+
+    Values are copied, not storages swapped: a captured graph or a compiled kernel knows the weights by their address.
+    """
+    assert parameters.keys() == tensors.keys(), "every parameter has its replacement"
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        _copy_into(parameters, tensors)
+        yield
+    finally:
+        _copy_into(parameters, before)
+
+
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def state_metadata(state: AdapterState) -> dict[str, str]:

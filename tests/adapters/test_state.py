@@ -15,7 +15,7 @@ from lorakit.adapters import (
     lora,
     trainable_parameters,
 )
-from lorakit.adapters.state import adaptable_layers, state_from, state_metadata
+from lorakit.adapters.state import adaptable_layers, replaced, state_from, state_metadata
 from lorakit.core.errors import InputError
 from tests.adapters.test_lora import TARGETS, X, net
 
@@ -144,3 +144,23 @@ def test_going_on_asks_for_the_very_same_layers_ranks_and_alphas() -> None:
     partial = adapter_state({"net": adapted(targets=("proj",))})
     with pytest.raises(InputError, match="is missing from the saved adapter"):
         copy_adapter_state({"net": adapted()}, partial)
+
+
+def test_replaced_weights_come_back_to_the_bit_whatever_happens_within() -> None:
+    model, other = adapted(), adapted(1)
+    parameters = trainable_parameters({"net": model})
+    places = [parameter.data_ptr() for parameter in parameters.values()]
+    parameters[next(iter(parameters))].data[0, 0] = -0.0  # a bit that == does not see
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    expected, average = model(X), {n: p.detach().clone() for n, p in trainable_parameters({"net": other}).items()}
+    with pytest.raises(KeyError):
+        with replaced(parameters, average):
+            assert torch.equal(model(X), other(X))
+            next(iter(parameters.values())).data.add_(1)  # what is drawn with must not leak into either
+            raise KeyError("a picture that cannot be drawn")
+    assert all(torch.equal(p.view(torch.int32), before[n].view(torch.int32)) for n, p in parameters.items())
+    assert torch.equal(model(X), expected)
+    assert [p.data_ptr() for p in parameters.values()] == places
+    assert all(torch.equal(average[n], p) for n, p in trainable_parameters({"net": other}).items())
+    with pytest.raises(AssertionError, match="replacement"), replaced(parameters, {}):
+        pass
