@@ -1,6 +1,6 @@
 """The moving average of the trained weights: average ← d · average + (1 − d) · weights after every step.
 
-Diffusion models are drawn with it since Ho et al. (arXiv:2006.11239, appendix B). Here are its settings and its numbers;
+Diffusion models are drawn with it since Ho et al. (arXiv:2006.11239, appendix B). Here are its settings and numbers;
 `state.replaced` puts them in the place of the trained ones.
 """
 
