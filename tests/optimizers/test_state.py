@@ -1,0 +1,173 @@
+"""Every registered optimizer: it resumes bit for bit, and a step on bad numbers leaves nothing behind."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from lorakit.core.errors import InputError
+from lorakit.optimizers import OPTIMIZERS
+from lorakit.optimizers.state import adapted_rate, guarded_step, optimizer_state, restore_optimizer, weights_to_use
+from tests.optimizers.training import Trained, bits, made
+
+KINDS = OPTIMIZERS.names()
+
+
+def after(kind: str, steps: int) -> Trained:
+    trained = made(kind)
+    for step in range(steps):
+        trained.step(step)
+    return trained
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_resumes_bit_for_bit(kind: str, stop: int) -> None:
+    whole = after(kind, 7)
+    resumed = made(kind, seed=1)  # other weights: they must come from the checkpoint
+    resumed.restore(*after(kind, stop).save())
+    for step in range(stop, 7):
+        resumed.step(step)
+    assert resumed.save() == whole.save()
+    assert resumed.save() != after(kind, 6).save()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taking_the_state_out_and_putting_it_in_touches_nothing_else(kind: str) -> None:
+    trained = after(kind, 3)
+    trained.gradients(3)
+    gradients = {name: p.grad for name, p in trained.parameters.items()}
+    weights = bits(trained.parameters)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in trained.optimizer.param_groups]
+    found = trained.save()
+    weights_to_use(trained.optimizer, trained.parameters)
+    trained.restore(*found)
+    assert trained.save() == found and bits(trained.parameters) == weights
+    assert all(trained.parameters[name].grad is gradient for name, gradient in gradients.items())
+    assert groups == [{k: v for k, v in group.items() if k != "params"} for group in trained.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_entry_is_needed(kind: str) -> None:
+    """None may go missing, none may be too many: nothing is restored by halves."""
+    data, text = after(kind, 2).save()
+    tensors = load(data)
+    for name in [name for name in tensors if not name.startswith("weight:")][:8]:
+        left = {key: value for key, value in tensors.items() if key != name}
+        with pytest.raises(InputError, match=f"1 differences: {name} is missing"):
+            made(kind).restore(save(left), text)
+        with pytest.raises(InputError, match="is not the optimizer's"):
+            made(kind).restore(save({**tensors, "unet.a.elsewhere": tensors[name].clone()}), text)
+        with pytest.raises(InputError, match="should be"):
+            made(kind).restore(save({**tensors, name: tensors[name].to(torch.float64)}), text)
+    numbers = json.loads(text)
+    for part, tables in numbers.items():
+        for table in tables:
+            for entry in tables[table]:
+                left = json.loads(text)
+                del left[part][table][entry]
+                with pytest.raises(InputError, match=f"{entry} is missing"):
+                    made(kind).restore(data, json.dumps(left))
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    other = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0, momentum=0.9)
+    other.param_groups[0]["name"] = "unet"
+    (p,) = other.param_groups[0]["params"]
+    tensors, numbers = optimizer_state(*_adamw_of(p))
+    with pytest.raises(InputError, match="resume with the optimizer"):
+        restore_optimizer(other, {"unet.p": p}, tensors, numbers)
+
+
+def _adamw_of(p: nn.Parameter) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
+    optimizer = torch.optim.AdamW([{"params": [p], "name": "unet"}])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer, {"unet.p": p}
+
+
+def test_state_stays_where_the_optimizer_has_it() -> None:
+    """torch's counter is a float of its own, whatever the weights are in."""
+    p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer, parameters = _adamw_of(p)
+    found = optimizer_state(optimizer, parameters)
+    restore_optimizer(optimizer, parameters, *found)
+    kinds = {entry: value.dtype for entry, value in optimizer.state[p].items()}
+    assert kinds == {"step": torch.float32, "exp_avg": torch.float64, "exp_avg_sq": torch.float64}
+
+
+# -- a step that is taken back -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guarded_step_is_the_optimizers_own(kind: str) -> None:
+    guarded, plain = made(kind), made(kind)
+    for step in range(3):
+        before = bits(guarded.parameters)
+        taken = guarded.step(step)
+        assert taken.good and bits(taken.before) == before
+        plain.gradients(step)
+        for group in plain.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * (1 - step / 100)
+        plain.optimizer.step()
+        assert guarded.save() == plain.save()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_gradient_leaves_nothing_behind(kind: str, first: bool, bad: float) -> None:
+    trained, other = (after(kind, 0 if first else 2) for _ in range(2))
+    trained.gradients(2)
+    trained.parameters["unet.a"].grad[3, 5] = bad
+    assert not trained.take(2).good
+    assert trained.save() == other.save()
+    assert [set(group) for group in trained.optimizer.param_groups] == [set(g) for g in other.optimizer.param_groups]
+    for step in range(3, 6):
+        trained.step(step)
+        other.step(step)
+    assert trained.save() == other.save()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_refused_step_on_good_numbers_leaves_nothing_behind(kind: str, first: bool) -> None:
+    trained, other = (after(kind, 0 if first else 2) for _ in range(2))
+    assert not trained.step(2, good=False).good
+    assert trained.save() == other.save()
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("lion", "lion8bit", "adafactor", "prodigy")])
+def test_a_moment_that_overflows_is_refused(kind: str) -> None:
+    """A gradient of 1e30 is finite and its square is not."""
+    trained, other = after(kind, 2), after(kind, 2)
+    trained.gradients(2)
+    trained.parameters["unet.a"].grad[0, 0] = 1e30
+    assert not trained.take(2).good
+    assert trained.save() == other.save()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_bad_in_the_state_already_is_refused_too(kind: str) -> None:
+    trained = after(kind, 2)
+    parameter = trained.parameters["unet.b"]
+    entry = next(e for e, v in trained.optimizer.state[parameter].items() if torch.is_tensor(v) and v.dim() == 4)
+    trained.optimizer.state[parameter][entry][0, 0] = math.nan
+    before = bits(trained.parameters)
+    assert not trained.step(2).good
+    assert bits(trained.parameters) == before
+
+
+def test_a_large_norm_is_no_reason() -> None:
+    p = nn.Parameter(torch.full((4,), 3e38))  # the root of the sum of squares overflows
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    p.grad = torch.ones_like(p)
+    assert guarded_step(optimizer, {"p": p}, torch.tensor(True)).good
+
+
+def test_only_prodigy_adapts_its_rate() -> None:
+    rates = {kind: adapted_rate(after(kind, 3).optimizer) for kind in KINDS}
+    assert all((rates[kind] == {}) == (kind != "prodigy") for kind in KINDS)
