@@ -20,10 +20,12 @@ from lorakit.core.errors import StorageError
 _REMEDY = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file may not be that large there: choose another file system or raise the limit (ulimit -f)",
     errno.EACCES: "no permission to write there: choose another folder or change its permissions",
     errno.EPERM: "no permission to write there: choose another folder or change its permissions",
     errno.EROFS: "that file system is read-only: choose another folder",
     errno.EIO: "the disk reports an input/output error: check it",
+    errno.ESTALE: "the file server lost sight of it: see that its folder is mounted",
 }
 
 
@@ -35,12 +37,12 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REMEDY:
             raise
-        raise StorageError(f"{path} could not be written: {_REMEDY[error.errno]}") from error
+        raise StorageError(f"{printable(path)} could not be written: {_REMEDY[error.errno]}") from error
     except Exception as error:
         # safetensors wraps an OSError in its own error and keeps only the text
         for number, remedy in _REMEDY.items():
             if f"os error {number})" in str(error):
-                raise StorageError(f"{path} could not be written: {remedy}") from error
+                raise StorageError(f"{printable(path)} could not be written: {remedy}") from error
         raise
 
 
@@ -54,7 +56,7 @@ def make_folder(path: Path) -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file under; it takes the place of `path` on success and is removed on failure."""
     make_folder(path.parent)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path)
     try:
         with storage_errors(path):
             yield aside
@@ -62,7 +64,8 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.replace(aside, path)
             _sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -84,10 +87,39 @@ def folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes the folder at `path`, which disappears at once; what a kill leaves of it is named like other litter."""
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)  # where an earlier removal failed
+    with storage_errors(path):
+        os.rename(path, aside)
+        _sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Gives a synced file or folder another name beside it."""
+    with storage_errors(target):
+        os.rename(source, target)
+        _sync(target.parent)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def litter(folder: Path) -> list[Path]:
+    """What killed processes were writing or removing directly in `folder`."""
+    return sorted(folder.glob(".*.*.tmp"))
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some file systems know no sync of a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -103,13 +135,22 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON; a NaN or infinity in it is a bug and raises ValueError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half a surrogate, as in an undecodable name: its JSON escape
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file of `tensors` (moved to the CPU, made contiguous), the same bytes for the same content."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors_bytes(ready, metadata or {}))
+    write_bytes(path, safetensors_bytes(on_cpu(tensors), metadata or {}))
+
+
+def on_cpu(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """`tensors` as a file can take them: on the CPU, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def safetensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:

@@ -1,12 +1,14 @@
 """Checkpoints: all that a resumed run needs, whole or not at all, safetensors and JSON only.
 
-A checkpoint is a folder `step-000200` with `adapter.safetensors`, `optimizer.safetensors`, `state.json` and
-`manifest.json` (sha256 and size of each). Optimizer state is kept by parameter name.
+A checkpoint is a folder `step-000200` with `adapter.safetensors`, `optimizer.safetensors`, where there is an average
+`ema.safetensors`, `state.json` and `manifest.json` (sha256 and size of each). What the tensors mean is known where they
+come from: adapters/state.py, optimizers/state.py, adapters/ema.py.
 """
 
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,41 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lorakit.core.errors import InputError
-from lorakit.core.files import folder_aside, printable, sha256_file, write_json, write_tensors
+from lorakit.core.errors import DivergedError, InputError
+from lorakit.core.files import (
+    folder_aside,
+    json_bytes,
+    on_cpu,
+    printable,
+    remove_folder,
+    rename,
+    safetensors_bytes,
+    sha256_file,
+)
+from lorakit.training.metrics import records
 
-FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+MANIFEST, STATE = "manifest.json", "state.json"
+_NEEDED = {"adapter.safetensors", "optimizer.safetensors", STATE}
+_AGAIN = ".again"  # ends the name of a checkpoint that is about to take the place of another of the same step
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, read: `adapter` and `optimizer` tensors by name and the `state` dictionary."""
+    """A verified checkpoint, read: `tensors["adapter"]` and the other files' by name, and the `state` dictionary."""
 
     path: Path
-    adapter: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
+
+    @property
+    def adapter(self) -> Mapping[str, Tensor]:
+        return self.tensors["adapter"]
+
+    @property
+    def optimizer(self) -> Mapping[str, Tensor]:
+        return self.tensors["optimizer"]
 
 
 def name_of(step: int) -> str:
@@ -39,74 +61,104 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's state as tensors named `<parameter>.<entry>`."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        for entry, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> None:
-    """Puts back what `optimizer_tensors` took; every tensor is used."""
-    for full_name, tensor in tensors.items():
-        name, _, entry = full_name.rpartition(".")
-        parameter = parameters[name]
-        optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)
-
-
 def save(
     folder: Path,
     step: int,
     *,
-    adapter: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    state: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
+    state: Mapping[str, Any],
 ) -> Path:
-    """Writes `folder/step-…`, `metadata` into its adapter; it appears complete or, with StorageError, not at all."""
+    """Writes `folder/step-…` with a file for each of `tensors`, `metadata` into the adapter's. `state` has the `step`.
+
+    It appears complete or not at all: StorageError where the disk refuses, DivergedError naming what is not finite.
+    Checkpoints of this step and later ones are then gone: the run was resumed from before them.
+    """
+    ready = {name: on_cpu(part) for name, part in tensors.items()}
+    lost = [f"{name}.{key}" for name, part in ready.items() for key, t in part.items() if not _finite(t)]
+    lost += [f"state.{key}" for key in _not_finite(state)]
+    if lost:
+        raise DivergedError(
+            f"Step {step} was not saved, {len(lost)} of its values are not finite (the first is {lost[0]}): "
+            "lower optimizer.lr. The checkpoints before it are good."
+        )
     path = folder / name_of(step)
-    if path.exists():  # an older attempt at the same step, cut off by a resume from before it
-        shutil.rmtree(path)
-    with folder_aside(path) as aside:
-        write_tensors(aside / FILES[0], adapter, metadata)
-        write_tensors(aside / FILES[1], optimizer)
-        write_json(aside / FILES[2], state)
-        manifest = {
-            name: {"sha256": sha256_file(aside / name), "size": (aside / name).stat().st_size} for name in FILES
-        }
-        write_json(aside / "manifest.json", manifest)
+    # beside one of the same step, which goes only when this one is whole: it may be the only one
+    target = path.with_suffix(_AGAIN) if path.exists() else path
+    if target.exists():
+        remove_folder(target)
+    manifest = {}
+    with folder_aside(target) as aside:
+        for name, data in _contents(ready, metadata or {}, state):
+            (aside / name).write_bytes(data)
+            manifest[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        (aside / MANIFEST).write_bytes(json_bytes(manifest))
+    for other in listed(folder):
+        if step_of(other) >= step and other != target:
+            remove_folder(other)
+    if target != path:
+        rename(target, path)
     return path
 
 
+def _contents(
+    tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str], state: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file, one at a time: they may be large."""
+    for name, part in tensors.items():
+        yield f"{name}.safetensors", safetensors_bytes(part, metadata if name == "adapter" else {})
+    yield STATE, json_bytes(state)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _not_finite(value: Any) -> Iterator[str]:
+    """The dotted keys in `value`, of dictionaries and lists, under which lies a number that is not finite."""
+    listed = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in value.items() if isinstance(value, Mapping) else listed:
+        if isinstance(item, float) and not math.isfinite(item):
+            yield str(key)
+        yield from (f"{key}.{rest}" for rest in _not_finite(item))
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None."""
+    """What is wrong with the checkpoint at `path`, or None. Every changed byte and a changed name are seen."""
+    name = MANIFEST
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name in FILES:
-            if (path / name).stat().st_size != manifest[name]["size"]:
+        text = (path / MANIFEST).read_bytes()
+        manifest = json.loads(text)
+        if json_bytes(manifest) != text or not manifest.keys() >= _NEEDED:
+            return f"{MANIFEST} is not as it was written"
+        for name, entry in manifest.items():
+            if (path / name).stat().st_size != entry["size"]:
                 return f"{name} has another size than its manifest says"
-            if sha256_file(path / name) != manifest[name]["sha256"]:
+            if sha256_file(path / name) != entry["sha256"]:
                 return f"{name} has another content than its manifest says"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read ({type(error).__name__})"
-    return None
+        name = STATE
+        if (step := json.loads((path / STATE).read_bytes())["step"]) != step_of(path):
+            return f"it is of step {step}, so the folder was renamed"
+    except FileNotFoundError:
+        return f"{printable(name)} is missing"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return f"{printable(name)} cannot be read ({type(error).__name__})"
+    # hidden ones are a file manager's or a file server's
+    others = [file.name for file in path.iterdir() if file.name not in {*manifest, MANIFEST} and file.name[0] != "."]
+    return f"{printable(others[0])} does not belong there" if others else None
 
 
 def load(path: Path) -> Checkpoint:
     """The checkpoint at `path`, taken to be whole (see `damage`)."""
-    state = json.loads((path / FILES[2]).read_text())
-    return Checkpoint(path, load_file(path / FILES[0]), load_file(path / FILES[1]), state)
+    names = [name for name in json.loads((path / MANIFEST).read_bytes()) if name != STATE]
+    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+    return Checkpoint(path, tensors, json.loads((path / STATE).read_bytes()))
 
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()), key=step_of)
+    found = [path for path in folder.glob("step-*") if path.is_dir() and path.suffix in ("", _AGAIN)]
+    return sorted((path for path in found if path.stem[5:].isdecimal()), key=lambda path: (step_of(path), path.name))
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -127,8 +179,40 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints; 0 keeps all."""
-    if keep:
-        for path in listed(folder)[:-keep]:
-            shutil.rmtree(path)
+def prune(folder: Path, *, keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep_last` checkpoints (0 keeps all), those of a step that `keep_every` divides
+    (0: none) and those of the steps in `keep`. Raises StorageError where the disk refuses."""
+    for path in listed(folder)[: -keep_last or None] if keep_last else []:
+        step = step_of(path)
+        if step not in keep and not (keep_every and step % keep_every == 0):
+            remove_folder(path)
+
+
+def best_steps(validations: Path, folder: Path, count: int) -> list[int]:
+    """The steps of the `count` checkpoints in `folder` with the lowest loss in the file `validations`, best first.
+
+    Of a step that was not validated nothing is known: it is none of them.
+    """
+    losses = {r["step"]: r["loss"] for r in records(validations) if isinstance(r.get("loss"), float)}
+    there = {step_of(path) for path in listed(folder)} & losses.keys()
+    return sorted(there, key=lambda step: (losses[step], step))[:count]
+
+
+# -- until optimizers/state.py has these -------------------------------------------------------------------------
+
+
+def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in parameters.items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    for full_name, tensor in tensors.items():
+        name, _, entry = full_name.rpartition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)

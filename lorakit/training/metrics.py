@@ -3,11 +3,18 @@
 They are flushed in blocks and before each checkpoint.
 """
 
+import contextlib
 import json
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.core.errors import StorageError
 from lorakit.core.files import storage_errors, write_bytes
+
+log = logging.getLogger("lorakit")
 
 BLOCK = 50  # lines; a flush costs a system call, and a kill loses no more than what a resume computes again
 
@@ -17,31 +24,68 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
-        if path.exists():
-            kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
-            write_bytes(path, b"".join(line + b"\n" for line in kept))
         self._pending: list[str] = []
+        self._size = 0  # of what is whole in the file
+        self._warned = False
+        if path.exists():
+            kept = b"".join(line + b"\n" for line in whole_lines(path) if json.loads(line)["step"] <= step)
+            write_bytes(path, kept)
+            self._size = len(kept)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Adds a line. Never fails for the disk: lines that it does not take wait for the next flush."""
         self._pending.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        if len(self._pending) >= BLOCK:
+        if len(self._pending) % BLOCK:
+            return
+        try:
             self.flush()
+        except StorageError as error:
+            if not self._warned:
+                log.warning("%s. The run goes on and tries again.", error)
+            self._warned = True
 
     def flush(self) -> None:
+        """Brings all lines to the disk. With StorageError the file is as before, and they wait for another call."""
         if not self._pending:
             return
-        with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(self._pending))
+        data = "".join(self._pending).encode()
+        with storage_errors(self.path), open(self.path, "ab", buffering=0) as file:
+            if file.tell() > self._size:
+                file.truncate(self._size)  # half a block, which could not be taken back
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]  # a disk that fills up takes a part
+                os.fsync(file.fileno())  # a checkpoint that outlives a power cut has its lines
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._size)
+                raise
+        self._size += len(data)
         self._pending.clear()
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of `path` up to the first that is not whole JSON."""
+    """The lines of `path` up to the first that is not a whole record."""
     lines = []
     for line in path.read_bytes().split(b"\n"):
-        try:
-            json.loads(line)
-        except ValueError:
+        if _record(line) is None:
             break
         lines.append(line)
     return lines
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records in `path`, wherever they stand; other lines are passed over. None where there is no file."""
+    if path.exists():
+        for line in path.read_bytes().split(b"\n"):
+            if (record := _record(line)) is not None:
+                yield record
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
