@@ -1,5 +1,6 @@
 """The exceptions that lorakit raises on purpose, each with the exit code that the command line ends with."""
 
+import signal
 from collections.abc import Sequence
 
 
@@ -33,11 +34,30 @@ class StorageError(LorakitError):
 
 
 class InterruptedRun(LorakitError):
-    """A signal ended the run after its state was saved; `exit_code` is 128 + the signal's number."""
+    """A signal ended the run, what it had made was saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends what is going on at once: it passes `except Exception`, so that nobody takes it for a failure.
+
+    At the edge of the run `training.interrupt.watched` makes an InterruptedRun of it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)  # its arguments, so that it can be sent to other ranks
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"Stopped by {signal.Signals(self.signal_number).name}."
+
+
+class LostProcess(LorakitError):
+    """Another process that this one works with has ended or does not answer."""
 
 
 class VerificationError(LorakitError):
