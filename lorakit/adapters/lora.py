@@ -53,6 +53,9 @@ class PartSettings(_Part):
 class Settings(_Part):
     kind: Literal["lora"] = "lora"
     """Low-rank adapters on linear and convolution layers."""
+    init_from: str | None = None
+    """An adapter file or peft folder of the same layers, rank and alpha whose weights the training starts from (not the
+    way to go on with a run: that is --resume). Left out: a fresh adapter."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps high ranks learning."""
     text_encoder: PartSettings | None = None
@@ -92,19 +95,26 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
         second.data.zero_()
 
 
+def weight_count(shapes: Mapping[str, tuple[int, ...]], part: Settings | PartSettings, targets: Sequence[str]) -> int:
+    """How many weights `inject` adds to a module whose layers' weights have these `shapes`, by dotted path."""
+    named = [shape for name, shape in shapes.items() if any(_ends(name, target) for target in targets)]
+    return sum(part.rank * (math.prod(shape[1:]) + shape[0]) for shape in named)
+
+
 def _uniform(shape: torch.Size, *, seed: int, name: str) -> Tensor:
     # peft's own law (Kaiming with a = sqrt(5)), but from a seed that no other layer's existence shifts
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, "adapter", name))
 
 
-def _matching(layers: Mapping[str, nn.Module], targets: Sequence[str], *, where: str) -> list[str]:
-    def ends(name: str, target: str) -> bool:
-        return name == target or name.endswith(f".{target}")
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
+
+def _matching(layers: Mapping[str, nn.Module], targets: Sequence[str], *, where: str) -> list[str]:
     problems = []
     for target in targets:
-        matched = [name for name in layers if ends(name, target)]
+        matched = [name for name in layers if _ends(name, target)]
         if not matched:
             hint = did_you_mean(target, _endings(layers))
             problems.append(f"{where}: no linear or convolution layer's name ends in {printable(target)!r}.{hint}")
@@ -113,7 +123,7 @@ def _matching(layers: Mapping[str, nn.Module], targets: Sequence[str], *, where:
             problems.append(f"{where}: {target!r} names grouped convolutions ({grouped[0]}): leave it out.")
     if problems:
         raise InputError(problems)
-    return [name for name in layers if any(ends(name, target) for target in targets)]
+    return [name for name in layers if any(_ends(name, target) for target in targets)]
 
 
 def _endings(names: Mapping[str, nn.Module]) -> list[str]:

@@ -5,10 +5,10 @@ for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpick
 """
 
 import atexit
-import importlib.util
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ import torch
 
 from lorakit.core.errors import InputError
 from lorakit.core.processes import leave, rank
+from lorakit.training.trackers import Trackers, refuse_missing
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -34,33 +35,56 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
     return "fp16", "the GPU does not compute in bf16"
 
 
-class Runtime:
-    """What Accelerate gives a run: a device, autocast, fp16's loss scaler (or None), trackers.
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """Within it, torch computes the same bits from the same numbers on a GPU too, at some cost in speed.
 
-    Raises InputError where the launcher and Accelerate count processes differently.
+    Where an operation has no such form, torch raises RuntimeError. Attention in a kernel whose backward pass is not
+    deterministic is left out by torch itself. To be entered before CUDA starts: cuBLAS reads its workspace's form once.
+    """
+    variable = "CUBLAS_WORKSPACE_CONFIG"  # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    given = os.environ.get(variable)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault(variable, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # it chooses kernels by their time, which differs
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+        if given is None:
+            os.environ.pop(variable, None)
+
+
+class Runtime:
+    """What Accelerate gives a run: a device, autocast, fp16's loss scaler (or None), trackers, given `config`.
+
+    To be closed by `end`, or used as a context. Raises InputError where the launcher and Accelerate count processes
+    differently, and for a tracker that is not installed.
     """
 
-    def __init__(self, precision: Precision, *, trackers: list[str], folder: Path) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        *,
+        trackers: Sequence[str] = (),
+        folder: Path,
+        config: Mapping[str, Any] | None = None,
+        deterministic: bool = False,
+    ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import GradientAccumulationPlugin
 
-        missing = [name for name in trackers if importlib.util.find_spec(name) is None]
-        if missing:  # Accelerate would go on without them
-            raise InputError(
-                [
-                    f'run.trackers: {name} is not installed: pip install "lorakit[{name}]", or leave it out.'
-                    for name in missing
-                ]
-            )
+        refuse_missing(trackers)
         # one process may train several times, each time in another precision
         AcceleratorState._reset_state()
         try:
             self._accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
                 mixed_precision={"fp32": "no"}.get(precision, precision),
-                log_with=trackers or None,
-                project_dir=str(folder),
                 # an environment variable would override a plain gradient_accumulation_steps=1
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             )
@@ -73,7 +97,10 @@ class Runtime:
                 f"The launcher started {launched} processes, and Accelerate sees {self._accelerator.num_processes}: "
                 "on the CPU use `accelerate launch --multi_gpu --num_processes N -m lorakit train RECIPE`."
             )
-        self._tracked = bool(trackers)
+        self._closing = contextlib.ExitStack()
+        if deterministic:
+            self._closing.enter_context(reproducible())
+        self._trackers = Trackers(trackers, folder=folder, config=config or {}) if trackers else None
         self.device: torch.device = self._accelerator.device
         self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
 
@@ -81,17 +108,21 @@ class Runtime:
         return cast("AbstractContextManager[Any]", self._accelerator.autocast())
 
     def track(self, record: Mapping[str, Any]) -> None:
-        """Hands the numbers of a metrics record to the trackers, which the first call starts."""
-        if not self._tracked:
-            return
-        if not self._accelerator.trackers:
-            self._accelerator.init_trackers("lorakit")
-        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-        self._accelerator.log(numbers, step=record["step"])
+        """Hands the numbers of a metrics record to the trackers, which the first call starts; never raises."""
+        if self._trackers:
+            self._trackers.log(record)
 
     def end(self) -> None:
-        if self._tracked:
-            self._accelerator.end_training()
+        """Ends the trackers and puts torch's settings back; more often than once does no harm."""
+        if self._trackers:
+            self._trackers.end()
+        self._closing.close()
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 def bar(*, unit: str, label: str | None = None, initial: int = 0, total: int | None = None) -> Any:
