@@ -1,6 +1,7 @@
 """Pictures from a stock pipeline at fixed seeds. Which pipeline, with which adapters, is the caller's affair."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,14 +47,34 @@ def requests(settings: SampleSettings) -> list[Request]:
     ]
 
 
+class Abandoned(Exception):
+    """Drawing was given up because the caller wanted so."""
+
+
 @torch.no_grad()
-def draw(pipeline: Any, wanted: Sequence[Request], *, steps: int, guidance: float) -> list[Image.Image]:
+def draw(
+    pipeline: Any,
+    wanted: Sequence[Request],
+    *,
+    steps: int,
+    guidance: float,
+    abandon: Callable[[], bool] = lambda: False,
+) -> list[Image.Image]:
     """One picture for each request, drawn one by one so that no picture depends on its neighbours.
 
-    Latents are drawn on the CPU, so that a seed means the same picture on any device.
+    Latents are drawn on the CPU, so that a seed means the same picture on any device. Raises Abandoned as soon as
+    `abandon` says so, which is asked before each picture and, by pipelines that let us, after each denoising step.
     """
+
+    def go_on(*step: Any) -> dict[str, Any]:
+        if abandon():
+            raise Abandoned
+        return {}
+
+    asked = {"callback_on_step_end": go_on} if "callback_on_step_end" in inspect.signature(pipeline).parameters else {}
     pictures = []
     for request in wanted:
+        go_on()
         result = pipeline(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
@@ -62,6 +83,7 @@ def draw(pipeline: Any, wanted: Sequence[Request], *, steps: int, guidance: floa
             width=request.width,
             height=request.height,
             generator=torch.Generator().manual_seed(request.seed),
+            **asked,
         )
         pictures.append(result.images[0])
     return pictures

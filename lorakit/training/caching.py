@@ -33,16 +33,30 @@ def text_encoder(data: Dataset, family: Family) -> Callable[[Sequence[str]], Tex
     return partial(family.encode_text, weighted=True) if data.settings.weighted_tags else family.encode_text
 
 
-def fill_cache(cache: Cache, data: Dataset, family: Family, *, precision: str, text: bool) -> Encoded:
+def fill_cache(
+    cache: Cache,
+    data: Dataset,
+    family: Family,
+    *,
+    precision: str,
+    text: bool,
+    check: Callable[[], object] = lambda: None,
+) -> Encoded:
     """Encodes what `cache` lacks of the pictures and, if `text`, of the captions; all ranks together.
 
-    Raises InputError for a picture that changed or whose latents are not finite.
+    Raises InputError for a picture that changed or whose latents are not finite, and what `check` raises, which is
+    called after each entry; what was encoded until then is kept.
     """
     latents_name = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
     marks = ["weighted"] if data.settings.weighted_tags else []
     text_name = "-".join([*(family.fingerprint(name) for name in family.text_encoders), precision, *marks])
     pictures = captions = Filled(0, 0)
     with contextlib.closing(bar(unit="item", label="caching")) as progress, torch.no_grad():
+
+        def made(count: int) -> None:
+            progress.update(count)
+            check()
+
         if data.cached_latents:
             pictures = fill_latents(
                 cache,
@@ -50,7 +64,7 @@ def fill_cache(cache: Cache, data: Dataset, family: Family, *, precision: str, t
                 prepare=data.prepare,
                 encode=family.encode_images,
                 workers=data.settings.workers,
-                on_progress=progress.update,
+                on_progress=made,
             )
         if text:
             captions = fill_text(
@@ -58,6 +72,6 @@ def fill_cache(cache: Cache, data: Dataset, family: Family, *, precision: str, t
                 data.all_captions(),
                 encode=text_encoder(data, family),
                 fingerprint=text_name,
-                on_progress=progress.update,
+                on_progress=made,
             )
     return Encoded(latents_name, text_name if text else None, pictures, captions)

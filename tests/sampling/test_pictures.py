@@ -1,9 +1,12 @@
 """Pictures at fixed seeds: each its own, none dependent on its neighbours."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from lorakit.families import sd
-from lorakit.sampling.pictures import Request, SampleSettings, draw, requests
+from lorakit.sampling.pictures import Abandoned, Request, SampleSettings, draw, requests
 
 
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:
@@ -30,3 +33,40 @@ def test_seed_prompt_and_negative_prompt_matter() -> None:
 def test_each_prompt_takes_the_next_seed() -> None:
     made = requests(SampleSettings(prompts=["a", "b"], seed=5, negative_prompt="n", width=64, height=32))
     assert made == [Request("a", 5, "n", 64, 32), Request("b", 6, "n", 64, 32)]
+
+
+def test_drawing_is_given_up_between_denoising_steps_and_between_pictures() -> None:
+    pipeline = sd.tiny().stock_pipeline()
+    asked = []
+
+    def abandon() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
+    with pytest.raises(Abandoned):
+        draw(pipeline, [Request("a", 1, width=32, height=32)] * 2, steps=5, guidance=3.0, abandon=abandon)
+    assert len(asked) == 4, "before the picture and after each of three steps"
+
+
+def test_a_pipeline_that_has_no_way_to_ask_is_asked_between_pictures() -> None:
+    class Result:
+        images = ["picture"]
+
+    drawn = []
+
+    def plain(
+        prompt: str,
+        negative_prompt: Any,
+        num_inference_steps: int,
+        guidance_scale: float,
+        width: Any,
+        height: Any,
+        generator: Any,
+    ) -> Result:
+        drawn.append(prompt)
+        return Result()
+
+    wanted = [Request("a", 1), Request("b", 2)]
+    with pytest.raises(Abandoned):
+        draw(plain, wanted, steps=5, guidance=3.0, abandon=lambda: bool(drawn))
+    assert drawn == ["a"]
