@@ -19,7 +19,9 @@ from lorakit.data.buckets import Bucket
 from lorakit.data.cache import Cache, text_key
 from lorakit.data.dataset import Dataset
 from lorakit.data.images import Cut, crop_info, pool_mask
-from lorakit.data.plan import GlobalBatch, share
+from lorakit.data.plan import GlobalBatch, Plan, share
+
+LOOKED_AT = 2_000  # steps, some 50 µs each
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,43 @@ class Loader:
         chosen = self._samples.data.validation()
         for position in share(len(chosen), self._split.rank, self._split.world):
             yield self._samples.held_out(chosen[position], draws)
+
+    def largest(self) -> Batch:
+        """The micro step, of any rank, with the most pixels of those looked at: what needs the most memory.
+
+        Looked at are the first epochs after each source joins, as many as there are resolutions and one; of very long
+        ones their beginning. Nothing of the run moves by it.
+        """
+        plan, split = self._samples.data.plan, self._split
+        used = {plan.buckets[b] for b in set(plan.bucket_ids[plan.bucket_ids >= 0].tolist())}
+        # no micro step is larger, so the search mostly ends within a few steps
+        bound = split.batch_size * max(bucket.width * bucket.height for bucket in used)
+        best: tuple[int, GlobalBatch, range] | None = None
+        for step in _first_epochs(plan, epochs=plan.bucket_ids.shape[1] + 1):
+            chosen = plan.at(step)
+            for rank in range(split.world):
+                for cut in plan.micro_steps(chosen, rank=rank, world=split.world, batch_size=split.batch_size):
+                    bucket = chosen.buckets[cut.start]
+                    size = len(cut) * bucket.width * bucket.height
+                    if best is None or size > best[0]:
+                        best = size, chosen, cut
+            if best is not None and best[0] == bound:
+                break
+        assert best is not None, "a plan has a step"
+        return self._samples.batch(best[1], best[2])
+
+
+def _first_epochs(plan: Plan, *, epochs: int) -> Iterator[int]:
+    """The steps of the first `epochs` epochs after each source joins, at most LOOKED_AT for each."""
+    gap = plan.gap()
+    for start in sorted({draw.start for draw in plan.draws}):
+        if gap is not None and start >= gap:
+            return
+        last = plan.epoch_of(start) + epochs  # a source that joins within an epoch takes part from the next
+        for step in range(start, start + LOOKED_AT):
+            if (gap is not None and step >= gap) or plan.epoch_of(step) > last:
+                break
+            yield step
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""The dry step: forward and backward on the largest micro step, without an update, before the first step.
+
+What does not fit into memory fails there at once instead of hours later, when the largest bucket comes; and
+`lorakit train --dry-run` tells from it how long a run takes.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lorakit.core.errors import InputError
+from lorakit.core.processes import gather_objects
+from lorakit.core.types import Batch
+from lorakit.training.step import Trainee, forward_backward, ready
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class DryReport:
+    """What a micro step of `examples` pictures of the size `bucket` (width, height) costs: `seconds`, and memory.
+
+    `peak_bytes` of `total_bytes` is what torch took of the GPU; without one, what this process took in all, if the
+    system says. `weights` is how many are trained.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+    total_bytes: int | None
+    bucket: tuple[int, int]
+    examples: int
+    weights: int
+
+    def lines(self, *, accumulate: int = 1, steps: int | None = None, weight_bytes: int = 2) -> list[str]:
+        """The report for a person: of a run of `steps` steps of `accumulate` micro steps each."""
+        width, height = self.bucket
+        found = [
+            f"largest micro step: {self.examples} × {width}×{height} pixels, {self.seconds:.3g} s",
+            f"step: about {self.seconds * accumulate:.3g} s",
+        ]
+        if self.peak_bytes is not None:
+            of = f" of {self.total_bytes / _GIB:.1f}" if self.total_bytes is not None else ""
+            found.append(f"memory: {self.peak_bytes / _GIB:.1f}{of} GiB at its peak")
+        found.append(f"adapter: {self.weights:,} weights, a file of about {self.weights * weight_bytes / 1e6:.1f} MB")
+        if steps is not None:
+            minutes = round(self.seconds * accumulate * steps / 60)
+            found.append(
+                f"{steps} steps: about {minutes // 60} h {minutes % 60:02d} min, without samples and validation"
+            )
+        return found
+
+
+def dry_step(trainee: Trainee, batch: Batch, *, count: int, passes: int = 1) -> DryReport:
+    """Tries the micro step `batch`, with room for what the optimizer will hold, `passes` times; the last is timed.
+
+    On all ranks together. Weights, optimizer, loss scale and random generators are afterwards as they were, and there
+    are no gradients. Raises InputError, on every rank, where the memory of one does not suffice, or an operation has no
+    deterministic form.
+    """
+    report, problem = None, None
+    devices = [trainee.device] if trainee.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for _ in range(passes):
+                report = _measured(trainee, batch, count=count)
+        except (RuntimeError, MemoryError) as error:
+            problem = _problem(error, batch)
+            if problem is None:
+                raise
+        finally:
+            trainee.optimizer.zero_grad(set_to_none=True)
+    if trainee.device.type == "cuda":
+        torch.cuda.empty_cache()  # the run's own sizes come next
+    problems = sorted({text for text in gather_objects(problem) if text is not None})
+    if problems:
+        raise InputError(problems)
+    assert report is not None
+    return report
+
+
+def _measured(trainee: Trainee, batch: Batch, *, count: int) -> DryReport:
+    own = sum(parameter.nbytes for parameter in trainee.parameters.values())
+    held = sum(v.nbytes for state in trainee.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    room = partial(torch.empty, dtype=torch.uint8, device=trainee.device)
+    cuda = trainee.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(trainee.device)
+        torch.cuda.reset_peak_memory_stats(trainee.device)
+    started = time.perf_counter()
+    moments = room(max(0, 2 * own - held))  # Adam's; others need less, or little more
+    forward_backward(trainee, ready(trainee, batch), count=count)
+    room(2 * (own + moments.nbytes + held))  # what a step keeps to be able to take itself back
+    if cuda:
+        torch.cuda.synchronize(trainee.device)
+    seconds = time.perf_counter() - started
+    assert batch.sizes is not None
+    height, width = batch.sizes[0, 4:].tolist()
+    return DryReport(
+        seconds,
+        peak_bytes=torch.cuda.max_memory_reserved(trainee.device) if cuda else _peak_of_process(),
+        total_bytes=torch.cuda.mem_get_info(trainee.device)[1] if cuda else None,
+        bucket=(width, height),
+        examples=len(batch.keys),
+        weights=sum(parameter.numel() for parameter in trainee.parameters.values()),
+    )
+
+
+def _peak_of_process() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _problem(error: BaseException, batch: Batch) -> str | None:
+    """What a person can do about `error`, or None."""
+    assert batch.sizes is not None
+    height, width = batch.sizes[0, 4:].tolist()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return (
+            f"A micro step of {len(batch.keys)} pictures of {width}×{height} pixels does not fit into memory: lower "
+            "run.batch_size (and raise run.accumulate as much), set run.gradient_checkpointing = true, or lower "
+            "data.buckets.resolution."
+        )
+    if "deterministic" in str(error) and torch.are_deterministic_algorithms_enabled():
+        return f"run.deterministic cannot be kept here ({str(error).partition('.')[0]}): leave it out."
+    return None

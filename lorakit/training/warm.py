@@ -1,0 +1,88 @@
+"""A warm start: a training that begins with the weights of an adapter file, of any dialect, instead of fresh ones.
+
+Not the way to go on with a run: optimizer, step and random numbers begin anew.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from lorakit.adapters import AdapterState, adapter_state, copy_adapter_state
+from lorakit.adapters.state import FIRST, adaptable_layers, check_state
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.export.files import read_adapter
+from lorakit.families.protocol import Family
+
+
+def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) -> None:
+    """Copies the weights of the adapter in `file` into the adapters in `adapted`.
+
+    Raises InputError naming adapter.init_from where the file cannot be read, is of another base, or differs in layers,
+    ranks or alphas; nothing is changed then.
+    """
+    try:
+        state = read_adapter(file, family=family)
+        wanted = adapter_state(adapted)
+        problems = _components(wanted, state, family.backbone)
+        if not problems:
+            check_state(state, {name: adaptable_layers(module) for name, module in adapted.items()})
+            problems = _layers(wanted, state, family.backbone)
+    except InputError as error:
+        raise InputError([f"adapter.init_from: {problem}" for problem in error.problems]) from None
+    if problems:
+        raise InputError([f"adapter.init_from = {printable(file)}: {problem}" for problem in problems])
+    copy_adapter_state(adapted, state)
+
+
+def _section(component: str, backbone: str) -> str:
+    return "adapter" if component == backbone else "adapter.text_encoder"
+
+
+def _components(wanted: AdapterState, given: AdapterState, backbone: str) -> list[str]:
+    problems = []
+    for name in sorted({*wanted.components()} - {*given.components()}):
+        leave = "" if name == backbone else f"leave {_section(name, backbone)} out, or "
+        problems.append(f"it has no weights for {name}, which the recipe trains: {leave}take a file that has them.")
+    for name in sorted({*given.components()} - {*wanted.components()}):
+        problems.append(
+            f"it has weights for {printable(name)}, which the recipe does not train: set "
+            f"{_section(name, backbone)}.rank, or take a file without them."
+        )
+    return problems
+
+
+def _layers(wanted: AdapterState, given: AdapterState, backbone: str) -> list[str]:
+    """What of the layers, ranks and alphas differs, summed up for each component."""
+    problems = []
+    for component in wanted.components():
+        section = _section(component, backbone)
+        asked = {layer for layer in wanted.layers() if layer.startswith(f"{component}.")}
+        there = {layer for layer in given.layers() if layer.startswith(f"{component}.")}
+        if asked - there:
+            some = min(asked - there)
+            problems.append(
+                f"it lacks {len(asked - there)} layers that {section}.targets names, like {some}: change it."
+            )
+        if there - asked:
+            some = printable(min(there - asked))
+            problems.append(
+                f"it has {len(there - asked)} layers that {section}.targets does not name, like {some}: add."
+            )
+        ranks = {(len(given.tensors[layer + FIRST]), len(wanted.tensors[layer + FIRST])) for layer in asked & there}
+        alphas = {(given.alphas[layer], wanted.alphas[layer]) for layer in asked & there}
+        problems += _numbers(f"{section}.rank", ranks)
+        problems += _numbers(f"{section}.alpha", alphas, note=" (rslora makes it larger by the root of the rank)")
+    return problems
+
+
+def _numbers(key: str, pairs: Collection[tuple[float, float]], *, note: str = "") -> list[str]:
+    """The problem, if there is one, with a setting that layers have as (given, wanted)."""
+    theirs, ours = sorted({given for given, _ in pairs}), sorted({wanted for _, wanted in pairs})
+    if theirs == ours:
+        return []
+    if len(theirs) > 1:
+        some = ", ".join(f"{number:g}" for number in theirs[:5])
+        return [f"{key} is one number for all layers, and its layers have several ({some}): take another file."]
+    return [f"{key} is {ours[0]:g} and the file's {theirs[0]:g}{note}: make them equal."]
