@@ -5,4 +5,4 @@ An optimizer's module defines `Settings` and `build(settings, groups)`.
 
 from lorakit.core.registry import Registry
 
-OPTIMIZERS = Registry("lorakit.optimizers", "optimizer", frozenset({"schedules", "state"}))
+OPTIMIZERS = Registry("lorakit.optimizers", "optimizer", frozenset({"common", "schedules", "state"}))

@@ -4,27 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
-from lorakit.core import settings as core_settings
-from lorakit.optimizers.schedules import Schedule
+from lorakit.optimizers.common import Adam
 
 
-class Settings(core_settings.Settings):
+class Settings(Adam):
     kind: Literal["adamw"] = "adamw"
     """Adam with decoupled weight decay."""
-    lr: float = Field(1e-4, gt=0)
-    """Learning rate at its full value."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(0.01, ge=0)
-    """How far each step pulls the weights to zero, times the learning rate."""
-    max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients of a larger norm, over all trainable weights, are scaled down to it; 0: never."""
-    schedule: Schedule = Schedule()
-    """How the learning rate moves over the run."""
 
 
 def build(settings: Settings, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -32,7 +18,7 @@ def build(settings: Settings, groups: Sequence[dict[str, Any]]) -> torch.optim.O
     # one kernel for all tensors: adapters are hundreds of small ones
     return torch.optim.AdamW(
         list(groups),
-        lr=settings.lr,
+        lr=settings.full_rate,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,

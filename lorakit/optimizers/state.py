@@ -107,7 +107,7 @@ class Taken:
 
 @torch.no_grad()
 def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], good: Tensor) -> Taken:
-    """`optimizer.step()`, after which all is as before unless `good` and everything that the step wrote is finite.
+    """`optimizer.step()`, after which all is as before unless `good` and all gradients and all it wrote are finite.
 
     Decided on the device: the host waits for nothing here. What the host keeps (plain numbers, state that the step
     made) follows in `Taken.settle`. Costs two copies of weights and state for the time of the step.
@@ -126,6 +126,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
         else:
             on_host.append(((table, key), value.clone() if isinstance(value, Tensor) else value))
     kept = {dtype: _flat(found) for dtype, found in on_device.items()}
+    # a NaN may vanish on the way (8-bit Lion's sign of it is 0), and a step may write over the gradients
+    good = _finite([p.grad for p in parameters.values()], good)
 
     optimizer.step()
 

@@ -2,7 +2,6 @@
 
 import torch
 
-from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.adamw import Settings, build
 
 
@@ -15,7 +14,3 @@ def test_settings_arrive_in_torch() -> None:
     weight.grad = torch.zeros(3)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.02 * 0.5))
-
-
-def test_found_by_its_file_name() -> None:
-    assert OPTIMIZERS.names() == ["adamw"]

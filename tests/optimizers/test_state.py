@@ -9,11 +9,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from lorakit.core.errors import InputError
-from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.state import adapted_rate, guarded_step, optimizer_state, restore_optimizer, weights_to_use
-from tests.optimizers.training import Trained, bits, made
+from tests.optimizers.training import CASES, Trained, bits, made
 
-KINDS = OPTIMIZERS.names()
+KINDS = list(CASES)
 
 
 def after(kind: str, steps: int) -> Trained:
@@ -140,7 +139,7 @@ def test_a_refused_step_on_good_numbers_leaves_nothing_behind(kind: str, first: 
     assert trained.save() == other.save()
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("lion", "lion8bit", "adafactor", "prodigy")])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "prodigy", "schedule_free", "adafactor"])
 def test_a_moment_that_overflows_is_refused(kind: str) -> None:
     """A gradient of 1e30 is finite and its square is not."""
     trained, other = after(kind, 2), after(kind, 2)
@@ -154,7 +153,7 @@ def test_a_moment_that_overflows_is_refused(kind: str) -> None:
 def test_what_is_bad_in_the_state_already_is_refused_too(kind: str) -> None:
     trained = after(kind, 2)
     parameter = trained.parameters["unet.b"]
-    entry = next(e for e, v in trained.optimizer.state[parameter].items() if torch.is_tensor(v) and v.dim() == 4)
+    entry = next(e for e, v in trained.optimizer.state[parameter].items() if torch.is_tensor(v) and v.dim() > 2)
     trained.optimizer.state[parameter][entry][0, 0] = math.nan
     before = bits(trained.parameters)
     assert not trained.step(2).good

@@ -21,7 +21,9 @@ SHAPES = {
     "text_encoder.c": (7, 6),
     "text_encoder.d": (5,),
 }
-ONE_RATE = {"prodigy"}
+# every registered optimizer, and what one of them becomes by a setting
+CASES: dict[str, dict[str, Any]] = {kind: {} for kind in OPTIMIZERS.names()} | {"adafactor with lr": {"lr": 1e-3}}
+ONE_RATE = {"prodigy", "adafactor"}
 
 
 @dataclass
@@ -67,17 +69,18 @@ class Trained:
         restore_optimizer(self.optimizer, self.parameters, tensors, json.loads(text), group_state=self.group_state)
 
 
-def made(kind: str, *, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] = SHAPES, **settings: Any) -> Trained:
-    """A fresh optimizer of `kind` over weights drawn from `seed`; the text encoder's have half the rate."""
+def made(case: str, *, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] = SHAPES, **settings: Any) -> Trained:
+    """A fresh optimizer over weights drawn from `seed`; the text encoder's have half the rate where it may."""
+    kind = case.split()[0]
     module = OPTIMIZERS.module(kind)
-    own = module.Settings(**settings)
+    own = module.Settings(**{**CASES[case], **settings})
     parameters = {
         name: nn.Parameter(torch.randn(shape, generator=generator(seed, name)) * ("zero" not in name))
         for name, shape in shapes.items()
     }
     groups = []
     for component in dict.fromkeys(name.split(".")[0] for name in shapes):
-        lr = own.lr if component == "unet" or kind in ONE_RATE else own.lr / 2
+        lr = own.full_rate if component == "unet" or case in ONE_RATE else own.full_rate / 2
         members = [p for name, p in parameters.items() if name.startswith(f"{component}.")]
         groups.append({"params": members, "lr": lr, "full_lr": lr, "name": component})
     return Trained(kind, module.build(own, groups), parameters, own)
