@@ -4,22 +4,33 @@ Thin functions on torch.distributed that are right with one process too, so that
 Starting the processes is Accelerate's work (training/).
 """
 
+import contextlib
 import ctypes
+import datetime
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lorakit.core.errors import LorakitError, LostProcess
+
 T = TypeVar("T")
 
 HEARTBEAT = 15.0
 """Seconds after which processes meet at the latest: a collective that waits for hours runs into its time limit."""
 
+TIME_LIMIT = datetime.timedelta(minutes=10)
+"""What a collective waits for the others before it takes them for lost. One that has died is noticed at once; this is
+for one that hangs. It is as long as the longest step that is not wrong: the first one, which may compile for minutes.
+All else that takes long meets every HEARTBEAT."""
+
+_PATIENCE = 10.0  # seconds that an action is given to end when the process wants to leave
 
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
@@ -34,7 +45,23 @@ def rank() -> int:
 
 def barrier() -> None:
     if world() > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Around what needs all ranks: raises LostProcess where another has gone."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo and NCCL have no class of their own for it
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LostProcess(
+            f"Another of the {world()} processes has ended or does not answer: look at what it said. "
+            f"What was saved is there to go on from. (rank {rank()}: {first})"
+        ) from error
 
 
 def leave() -> None:
@@ -48,7 +75,8 @@ def gather_objects(value: Any) -> list[Any]:
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value)
+    with _together():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -56,18 +84,35 @@ def on_first_rank(action: Callable[[], T]) -> T:
     """What `action` returns on rank 0, on every rank; what it raises there, every rank raises.
 
     It may take hours: with several ranks it runs in a thread, and all meet every HEARTBEAT seconds until it is done.
+    Where rank 0 is interrupted, or another rank is lost, it is made to end before the error leaves.
     """
     if world() == 1:
         return action()
-    call = _Call(action) if rank() == 0 else None
     outcome: list[Any] = [False, None, None]
-    while not outcome[0]:
-        if call:
-            outcome = call.outcome(HEARTBEAT)
-        dist.broadcast_object_list(outcome, src=0)
+    if rank() != 0:
+        while not outcome[0]:
+            with _together():
+                dist.broadcast_object_list(outcome, src=0)
+    else:
+        call = _Call(action)
+        try:
+            while not outcome[0]:
+                outcome = call.outcome(HEARTBEAT)
+                with _together():
+                    dist.broadcast_object_list([*outcome[:2], portable(outcome[2])], src=0)
+        finally:
+            call.outcome(_PATIENCE)  # what is nearly done, as a checkpoint, is worth the wait
+            call.end()
     if outcome[2] is not None:
         raise outcome[2]
     return outcome[1]
+
+
+def portable(error: BaseException | None) -> BaseException | None:
+    """`error` as other ranks can raise it: one of a library may not survive the journey."""
+    if error is None or isinstance(error, LorakitError | KeyboardInterrupt):
+        return error
+    return RuntimeError(f"rank {rank()} failed: {type(error).__name__}: {error}")
 
 
 class _Call:
@@ -75,6 +120,7 @@ class _Call:
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self._outcome: list[Any] = [False, None, None]
+        self._done = threading.Event()  # an interrupted Thread.join takes the thread for ended (Python 3.11)
         self._thread = threading.Thread(target=self._run, args=(action,), daemon=True)
         self._thread.start()
 
@@ -83,21 +129,41 @@ class _Call:
             self._outcome = [True, action(), None]
         except BaseException as error:
             self._outcome = [True, None, error]
+        finally:
+            self._done.set()
 
     def outcome(self, timeout: float) -> list[Any]:
-        """Whether it is done, what it returned and what it raised, after at most `timeout` seconds."""
-        self._thread.join(timeout)
+        """Whether it is done, what it returned and what it raised, after at most `timeout` seconds; an interrupt of
+        the waiting ends it and counts as raised by it."""
+        try:
+            self._done.wait(timeout)
+        except KeyboardInterrupt as error:
+            self.end()
+            return [True, None, error]
         return self._outcome
+
+    def end(self) -> None:
+        """Raises in the thread, if it has something to do, and waits until it has cleaned up: for _PATIENCE seconds, as
+        it may be in a call that takes long."""
+        if not self._done.is_set():
+            thread = ctypes.c_ulong(self._thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(KeyboardInterrupt))
+            self._done.wait(_PATIENCE)
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """For a DataLoader's workers. Ctrl-C reaches the whole process group: the parent saves and then ends its workers,
-    by SIGTERM if need be, which must not meet a handler that the parent had set for itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """For a DataLoader's workers. A signal often reaches the whole process group: the parent needs them for the step
+    that it ends with. A second SIGTERM ends them, and so does the parent's end."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _obey_the_next)
     # a killed parent cannot end its workers, and while they live they hold what it had locked
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _obey_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def sum_tensors(tensors: Iterable[Tensor]) -> None:
@@ -110,7 +176,8 @@ def sum_tensors(tensors: Iterable[Tensor]) -> None:
     tensors = list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     parts = [torch.empty_like(flat) for _ in range(world())]
-    dist.all_gather(parts, flat)
+    with _together():
+        dist.all_gather(parts, flat)
     total = parts[0]
     for part in parts[1:]:
         total += part

@@ -1,5 +1,6 @@
 """Two gloo processes on this machine, and the same functions with one."""
 
+import json
 import subprocess
 import sys
 import time
@@ -68,21 +69,40 @@ else:
     raise SystemExit("a late error must reach every rank too")
 assert processes.on_first_rank(lambda: None) is None
 
-# Ctrl-C on the first rank ends its waiting, whatever the action does
+# Ctrl-C on the first rank ends its waiting, what it waits for, and all others
+ended = []
+def interrupted():
+    try:
+        while True:
+            time.sleep(0.02)
+    finally:
+        time.sleep(0.3)
+        ended.append("cleaned up")
 processes.barrier()
 if rank == 0:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background has it ignored
     threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
-    start = time.monotonic()
-    try:
-        processes.on_first_rank(lambda: time.sleep(30))
-    except KeyboardInterrupt:
-        assert time.monotonic() - start < 5
-        dist.broadcast_object_list([True, "interrupted", None], src=0)
-    else:
-        raise SystemExit("KeyboardInterrupt must pass")
+start = time.monotonic()
+try:
+    processes.on_first_rank(interrupted)
+except KeyboardInterrupt:
+    assert time.monotonic() - start < 5
+    assert ended == ["cleaned up"] * (rank == 0)
 else:
-    assert processes.on_first_rank(lambda: None) == "interrupted"
+    raise SystemExit("KeyboardInterrupt must pass")
+
+# an error of a library that cannot travel
+class Odd(Exception):
+    def __init__(self, *, code):
+        self.code = code
+def odd():
+    raise Odd(code=5)
+try:
+    processes.on_first_rank(odd)
+except Odd:
+    assert rank == 0
+except RuntimeError as error:
+    assert rank == 1 and "rank 0 failed: Odd" in str(error)
 processes.barrier()
 processes.leave()
 assert processes.world() == 1
@@ -129,13 +149,104 @@ def test_alone_an_action_runs_where_it_is_called():
     assert processes.on_first_rank(threading.current_thread) is threading.current_thread()
 
 
+LOST = """
+import datetime, json, os, signal, socket, sys, time
+import torch
+import torch.distributed as dist
+from lorakit.core import processes
+from lorakit.core.errors import LostProcess
+
+torch.set_num_threads(1)
+processes.HEARTBEAT, processes._PATIENCE = 0.3, 0.5
+
+def act():
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        time.sleep(0.05)
+
+def work(scenario, victim, rank):
+    if scenario == "barrier" and rank == victim:
+        time.sleep(30)
+    while True:
+        if scenario in ("sum", "hung"):
+            processes.sum_tensors([torch.ones(1000)])
+        elif scenario == "gather":
+            processes.gather_objects("x" * 1000)
+        elif scenario == "barrier":
+            processes.barrier()
+        else:
+            processes.on_first_rank(act)
+
+def start(scenario, victim):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids, ready = [], []
+    for rank in range(3):
+        reads, writes = os.pipe()
+        said = os.memfd_create("said")
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(said, 2)
+            limit = datetime.timedelta(seconds=4 if scenario == "hung" else 60)
+            dist.init_process_group(
+                "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3, timeout=limit
+            )
+            processes.barrier()
+            os.write(writes, b"1")
+            try:
+                work(scenario, victim, rank)
+            except LostProcess as error:
+                print(error, file=sys.stderr, flush=True)
+                sys.exit(error.exit_code)
+        pids.append((pid, said))
+        ready.append(reads)
+    return pids, ready
+
+scenarios = {"sum": 1, "gather": 0, "barrier": 2, "hung": 1, "first": 0, "another": 2}
+started = {scenario: start(scenario, victim) for scenario, victim in scenarios.items()}
+for pids, ready in started.values():
+    for reads in ready:
+        os.read(reads, 1)
+time.sleep(0.5)
+began = time.monotonic()
+for scenario, victim in scenarios.items():
+    os.kill(started[scenario][0][victim][0], signal.SIGSTOP if scenario == "hung" else signal.SIGKILL)
+outcome = {}
+for scenario in sorted(scenarios, key=lambda name: name == "hung"):
+    for rank, (pid, said) in enumerate(started[scenario][0]):
+        if rank == scenarios[scenario]:
+            continue
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() - began > 40:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        text = os.pread(said, 10000, 0).decode()
+        outcome[f"{scenario} {rank}"] = os.waitstatus_to_exitcode(ended[1]), time.monotonic() - began, text
+    os.kill(started[scenario][0][scenarios[scenario]][0], signal.SIGKILL)
+print(json.dumps(outcome))
+"""
+
+
+def test_where_one_of_three_is_killed_or_hangs_the_others_end_with_one_message():
+    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout)
+    assert len(outcome) == 12
+    for who, (code, seconds, said) in outcome.items():
+        assert code == 1, (who, code, said)
+        assert seconds < 20, (who, seconds)
+        assert said.count("Another of the 3 processes") == 1 and len(said.splitlines()) == 1, (who, said)
+
+
 def test_workers_leave_signals_to_the_parent():
     code = (
         "import os, signal\n"
         "from lorakit.core.processes import leave_signals_to_the_parent\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
         "leave_signals_to_the_parent(0)\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):\n"
+        "    os.kill(os.getpid(), number)\n"
         "print('still here', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
