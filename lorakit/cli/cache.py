@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.core.errors import InputError
-from lorakit.core.files import printable
+from lorakit.core.files import printable, size
 
 if TYPE_CHECKING:
     from lorakit.data.cache import Filled
@@ -93,12 +93,3 @@ def _prune(args: argparse.Namespace) -> None:
         f"{printable(folder)}: {removed.shards:,} files unused for {days:g} days{damaged}{copies}{half} {verb}: "
         f"{size(removed.bytes)}"
     )
-
-
-def size(number: float) -> str:
-    """`number` of bytes with a unit that suits it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1000
-    return f"{number:,.1f} TB"

@@ -183,3 +183,12 @@ def sha256_file(path: Path) -> str:
 def printable(text: object) -> str:
     """`text` on one line with control characters escaped, so that a file's name cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def size(number: float) -> str:
+    """`number` of bytes with a unit that suits it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"

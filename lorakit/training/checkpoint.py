@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from lorakit.core.errors import DivergedError, InputError
 from lorakit.core.files import (
@@ -43,14 +41,6 @@ class Checkpoint:
     path: Path
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
-
-    @property
-    def adapter(self) -> Mapping[str, Tensor]:
-        return self.tensors["adapter"]
-
-    @property
-    def optimizer(self) -> Mapping[str, Tensor]:
-        return self.tensors["optimizer"]
 
 
 def name_of(step: int) -> str:
@@ -193,26 +183,10 @@ def best_steps(validations: Path, folder: Path, count: int) -> list[int]:
 
     Of a step that was not validated nothing is known: it is none of them.
     """
-    losses = {r["step"]: r["loss"] for r in records(validations) if isinstance(r.get("loss"), float)}
+    losses = {
+        r["step"]: r["loss"]
+        for r in records(validations)
+        if isinstance(r.get("loss"), float) and math.isfinite(r["loss"])
+    }
     there = {step_of(path) for path in listed(folder)} & losses.keys()
     return sorted(there, key=lambda step: (losses[step], step))[:count]
-
-
-# -- until optimizers/state.py has these -------------------------------------------------------------------------
-
-
-def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in parameters.items():
-        for entry, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors
-
-
-def restore_optimizer(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> None:
-    for full_name, tensor in tensors.items():
-        name, _, entry = full_name.rpartition(".")
-        parameter = parameters[name]
-        optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)

@@ -1,62 +1,36 @@
-"""The run's folder: taken by one run at a time, and told how the run ended."""
+"""The run's folder: taken by one run at a time, from its very start, and told how the run ended."""
 
+import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from lorakit.core.errors import InputError
-from lorakit.core.files import make_folder, printable, storage_errors, write_json
+from lorakit.core.errors import InputError, StorageError
+from lorakit.core.files import litter, make_folder, printable, storage_errors, write_json
 
-SIGNS_OF_A_RUN = ("metrics.jsonl", "adapter.safetensors", "lock")
+log = logging.getLogger("lorakit")
 
-
-def _own(lock: IO[str], path: Path) -> None:
-    """Locks the open file; the system lets go of it when the file is closed or the process dies."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise InputError(f"{printable(path)} is in use by another process: wait for it or stop it.") from None
+SIGNS_OF_A_RUN = ("recipe.toml", "metrics.jsonl", "checkpoints", "adapter.safetensors")
+_WRITTEN = ("", "checkpoints", "adapters", "samples", "samples/step-*")  # folders in which a kill may leave litter
 
 
 @dataclass
 class RunFolder:
-    """A folder that this process owns until `release`."""
+    """A folder that this process owns until `release`; `made` are the folders that were not there before."""
 
     path: Path
+    made: tuple[Path, ...] = ()
     _lock: IO[str] | None = field(default=None, repr=False)
-
-    @staticmethod
-    def refuse_used(path: Path) -> None:
-        """Raises InputError where `path` holds a run or is no folder."""
-        if path.exists() and not path.is_dir():
-            raise InputError(f"run.output = {printable(path)} is a file: give a folder.")
-        found = [name for name in SIGNS_OF_A_RUN if (path / name).exists()]
-        if found:
-            raise InputError(
-                f"run.output = {printable(path)} holds a run already ({', '.join(found)}): choose another folder, "
-                + (
-                    f"or go on with it by `lorakit train --resume {printable(path)}`."
-                    if (path / "checkpoints").is_dir()
-                    else "or remove this one: it has no checkpoint yet."
-                )
-            )
 
     @classmethod
     def fresh(cls, path: Path) -> "RunFolder":
         """Takes a folder for a new run. Raises InputError where it holds one, StorageError where it refuses."""
         cls.refuse_used(path)
         return cls._take(path)
-
-    @staticmethod
-    def refuse_busy(path: Path) -> None:
-        """Raises InputError where another process runs in `path`."""
-        if (path / "lock").is_file():
-            with open(path / "lock", encoding="utf-8") as lock:
-                _own(lock, path)
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
@@ -66,25 +40,113 @@ class RunFolder:
         return cls._take(path)
 
     @classmethod
+    def refuse_used(cls, path: Path) -> None:
+        """Raises InputError where `path` holds a run, be it a killed one, or is no folder."""
+        if path.exists() and not path.is_dir():
+            raise InputError(f"run.output = {printable(path)} is a file: give a folder.")
+        cls.refuse_busy(path)
+        found = [name for name in (*SIGNS_OF_A_RUN, "lock") if (path / name).exists()]
+        if not found:
+            return
+        holds = "holds a run already" if found != ["lock"] else "holds a run that was killed before it began"
+        raise InputError(
+            f"run.output = {printable(path)} {holds} ({', '.join(found)}): choose another folder, "
+            + (
+                f"or go on with it by `lorakit train --resume {printable(path)}`."
+                if "recipe.toml" in found
+                else "or remove this one: it has no recipe to go on with."
+            )
+        )
+
+    @staticmethod
+    def refuse_busy(path: Path) -> None:
+        """Raises InputError where another process runs in `path`."""
+        if (path / "lock").is_file():
+            _owned(path).close()
+
+    @classmethod
     def _take(cls, path: Path) -> "RunFolder":
+        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         make_folder(path)
-        with storage_errors(path):
-            lock = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
-        _own(lock, path)
-        for litter in path.rglob(".*.tmp"):  # what a killed process was writing
-            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        return cls(path, lock)
+        folder = cls(path, made, _owned(path))
+        try:
+            if (path / "recipe.toml").exists():  # in a folder that held no run, such names are not ours
+                folder._clear()
+            folder._sign()
+        except BaseException:
+            folder._leave()
+            raise
+        return folder
+
+    def _clear(self) -> None:
+        """Removes what a killed process was writing, and how the run ended before."""
+        for pattern in _WRITTEN:
+            for folder in self.path.glob(pattern) if pattern else [self.path]:
+                for left in litter(folder):
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        (self.path / "exit.json").unlink(missing_ok=True)
+
+    def _sign(self) -> None:
+        assert self._lock is not None
+        with storage_errors(self.path / "lock"):
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
 
     def release(self, *, code: int, reason: str) -> None:
-        """Writes `exit.json` and gives the folder back."""
+        """Writes `exit.json` and gives the folder back; one in which nothing has begun is as it was found.
+
+        Never fails: why the run ended matters more.
+        """
         if self._lock is None:
             return
         try:
-            write_json(self.path / "exit.json", {"code": code, "reason": reason})
-            (self.path / "lock").unlink(missing_ok=True)
+            if self._begun():
+                write_json(self.path / "exit.json", {"code": code, "reason": reason})
+        except (StorageError, OSError) as error:
+            log.warning("%s", error)
         finally:
+            self._leave()
+
+    def _begun(self) -> bool:
+        return any((self.path / name).exists() for name in SIGNS_OF_A_RUN)
+
+    def _leave(self) -> None:
+        assert self._lock is not None
+        with contextlib.suppress(OSError):
+            (self.path / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             self._lock.close()
-            self._lock = None
+        self._lock = None
+        with contextlib.suppress(OSError):  # from the innermost; the first that is not empty ends it
+            for folder in () if self._begun() else self.made:
+                folder.rmdir()
+
+
+def _owned(path: Path) -> IO[str]:
+    """The file `lock` in `path`, locked; the system lets go of it when it is closed or the process dies.
+
+    Raises InputError where a living process holds it.
+    """
+    file = path / "lock"
+    while True:
+        with storage_errors(file):
+            lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with lock:
+                lock.seek(0)
+                owner = printable(lock.read(20).strip()) or "that has just started"
+            raise InputError(f"{printable(path)} is in use by process {owner}: wait for it or stop it.") from None
+        except OSError as error:
+            log.warning(
+                "%s: this file system has no locks (%s): see to it that no other run uses the folder",
+                printable(path),
+                error.strerror,
+            )
+            return lock
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                return lock
+        lock.close()  # its owner has just ended, and removed it

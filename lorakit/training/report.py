@@ -2,12 +2,13 @@
 
 import base64
 import html
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.core.files import write_text
+from lorakit.training.metrics import records
 
 _WIDTH, _HEIGHT = 860, 220
 _POINTS = 400  # more cannot be told apart on the page
@@ -26,18 +27,22 @@ pre { background: #f6f6f6; padding: 1rem; border-radius: 6px; overflow: auto; fo
 
 def write_report(run: Path, *, prompts: Sequence[str], recipe: str) -> None:
     """Writes RUN/report.html from the run's metrics and samples; `recipe` is shown as it is, so without paths."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    body = [f"<h1>{html.escape(run.name)}</h1>", f"<p>{len(records)} steps.</p>"]
+    steps = list(records(run / "metrics.jsonl"))  # a line that a fault has torn is no reason to write no report
+    body = [f"<h1>{html.escape(run.name)}</h1>", f"<p>{len(steps)} steps.</p>"]
     for name, words in (("loss", "Loss"), ("grad_norm", "Gradient norm"), ("lr", "Learning rate")):
-        points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+        points = [(r["step"], r[name]) for r in steps if _number(r.get(name))]
         if points:
             body += [f"<h2>{words}</h2>", curve(points, smooth=name != "lr")]
     for folder in sorted((run / "samples").glob("step-*"), reverse=True):
-        body.append(f"<h2>Samples of step {int(folder.name.removeprefix('step-'))}</h2>")
-        body += [_figure(file, prompts) for file in sorted(folder.glob("*.png"))]
+        body.append(f"<h2>Samples of step {html.escape(folder.name.removeprefix('step-').lstrip('0') or '0')}</h2>")
+        body += [_figure(file, prompts) for file in sorted(folder.glob("*.png")) if file.stem.isdecimal()]
     body += ["<h2>Recipe</h2>", f"<pre>{html.escape(recipe)}</pre>"]
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(run.name)}</title><style>{_STYLE}</style>"
     write_text(run / "report.html", head + "\n".join(body) + "\n")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def curve(points: Sequence[tuple[int, float]], *, smooth: bool) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.cli.cache import size
 from lorakit.cli.main import main
+from lorakit.core.files import size
 from lorakit.recipe import Recipe
 from tests.verbs.conftest import make_recipe  # noqa: F401, a fixture
 
@@ -62,9 +62,3 @@ def test_words_that_do_not_go_together(words: list[str], wanted: list[str], caps
     message = capsys.readouterr().err
     assert caught.value.code == 2 and message.startswith("error: ")
     assert all(text in message for text in wanted) and len(message.splitlines()) == len(wanted)
-
-
-def test_sizes_have_a_unit_that_suits_them() -> None:
-    assert [size(n) for n in (0, 999, 1000, 1_234_567, 5e9, 7e13)] == [
-        *("0 bytes", "999 bytes", "1.0 kB", "1.2 MB", "5.0 GB", "70.0 TB")
-    ]

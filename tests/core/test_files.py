@@ -171,3 +171,9 @@ def test_a_digest_is_the_known_one(tmp_path):
 def test_a_name_cannot_steer_a_terminal():
     assert files.printable("a\x1b[31mb\nc\x00é日") == "a\\x1b[31mb\\nc\\x00é日"
     assert files.printable("bidi \u202e and \udcff") == "bidi \\u202e and \\udcff"
+
+
+def test_sizes_have_a_unit_that_suits_them():
+    assert [files.size(n) for n in (0, 999, 1000, 1_234_567, 5e9, 7e13)] == [
+        *("0 bytes", "999 bytes", "1.0 kB", "1.2 MB", "5.0 GB", "70.0 TB")
+    ]

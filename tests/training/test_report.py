@@ -26,6 +26,19 @@ def test_one_file_with_curves_samples_and_recipe(tmp_path: Path) -> None:
     assert str(tmp_path) not in page
 
 
+def test_a_file_with_odd_lines_and_pictures_gives_a_report_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "samples" / "step-000002").mkdir(parents=True)
+    (tmp_path / "samples" / "step-000002" / "best.png").write_bytes(b"my own")
+    write_report(tmp_path, prompts=[], recipe="")  # a disk that was full all the time
+    assert "0 steps." in (tmp_path / "report.html").read_text()
+    good = [json.dumps({"step": s, "loss": 0.5}).encode() for s in (1, 2)]
+    odd = [b"\0" * 9, b'{"step": 1, "lo', b"7", b"\xff", b'{"loss": 0.5}', b'{"step": 3, "loss": NaN}', b""]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], *odd, good[1]]))
+    write_report(tmp_path, prompts=[], recipe="")
+    page = (tmp_path / "report.html").read_text()
+    assert "3 steps." in page and page.count("<svg") == 1 and "nan" not in page and "<img" not in page
+
+
 def test_a_curve_spans_its_frame() -> None:
     xs_ys = re.search(r'points="([^"]+)"', curve([(1, 5.0), (2, 1.0), (3, 3.0)], smooth=False))
     assert xs_ys is not None
