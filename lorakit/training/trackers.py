@@ -23,7 +23,7 @@ log = logging.getLogger("lorakit")
 
 PATIENCE = 20.0
 """Seconds for a tracker to send what it still has when a run ends; a signalled run has to be gone in 30."""
-_WAITING = 10_000  # records, some MB: a tracker that is this far behind is not going to come back
+_WAITING = 10_000  # records, some MB: a tracker that is so far behind is not going to come back
 
 
 def refuse_missing(names: Sequence[str]) -> None:
@@ -44,36 +44,37 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], *, folder: Path, config: Mapping[str, Any]) -> None:
         self._names, self._folder, self._config = names, folder, config
-        self._records: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_WAITING)
+        self._records: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._lost = False
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Hands on the numbers of a metrics record; costs microseconds, and never raises or waits."""
+        if self._lost:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
             self._thread.start()
-        try:
-            self._records.put_nowait(record)
-        except queue.Full:
-            self._names = ()  # the thread stands in a call that does not come back
-            self._records = queue.Queue(_WAITING)
+        if self._records.qsize() >= _WAITING:
+            self._lost = True
             log.warning("run.trackers: they do not keep up with the run, which goes on without them")
+        else:
+            self._records.put(record)
 
     def end(self) -> None:
         """Lets them send what they have, for PATIENCE seconds at most."""
-        if self._thread is None:
+        thread, self._thread = self._thread, None
+        if thread is None or self._lost:
             return
         self._records.put(None)
-        self._thread.join(PATIENCE)
-        if self._thread.is_alive():
-            log.warning("run.trackers: they have not finished in %.0f seconds and are left behind", PATIENCE)
-        self._thread = None
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            log.warning("run.trackers: they have not finished in %g seconds and are left behind", PATIENCE)
 
     def _work(self) -> None:
         """The thread: what a tracker raises ends that tracker only."""
-        records = self._records
         running: dict[str, Any] = {}
-        first = records.get()
+        first = self._records.get()
         if first is None:
             return
         for name in self._names:
@@ -85,7 +86,7 @@ class Trackers:
             for name, tracker in list(running.items()):
                 with _warned(name, running):
                     tracker.log(numbers, step=record["step"])
-            record = records.get()
+            record = self._records.get()
         for name, tracker in list(running.items()):
             with _warned(name, running):
                 tracker.finish()
