@@ -172,9 +172,7 @@ def weights_to_use(
     with torch.no_grad():
         return {
             # before its first step an optimizer has no z, and x is y
-            name: torch.lerp(p, optimizer.state[p]["z"], 1 - 1 / beta[p])
-            if p in optimizer.state
-            else p.detach().clone()
+            name: torch.lerp(p, optimizer.state[p]["z"], 1 - 1 / beta[p]) if optimizer.state.get(p) else p.clone()
             for name, p in parameters.items()
         }
 
