@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 
 from lorakit.core.errors import InputError
-from lorakit.core.processes import leave, rank
+from lorakit.core.processes import TIME_LIMIT, leave, rank
 from lorakit.training.trackers import Trackers, refuse_missing
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -76,7 +76,7 @@ class Runtime:
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
         refuse_missing(trackers)
         # one process may train several times, each time in another precision
@@ -87,6 +87,7 @@ class Runtime:
                 mixed_precision={"fp32": "no"}.get(precision, precision),
                 # an environment variable would override a plain gradient_accumulation_steps=1
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=TIME_LIMIT)],
             )
         except ValueError as error:  # its word for what the environment lacks
             raise InputError(f"Accelerate could not start: {error}. Start with `accelerate launch`.") from None
