@@ -1,7 +1,7 @@
 """The fork server that the reliability tests share, the mark `soak`, and the figures that a soak leaves.
 
-`soak` tests run only where `-m` names them (`make soak`). Where LORAKIT_FIGURES names a file, each test here adds a line
-to it: what it tried how often (`record_property("trials", n)`), how it ended, how long it took.
+`soak` tests run only where `-m` names them (`make soak`). Where LORAKIT_FIGURES names a file, each test here adds a
+line to it: how often it tried (`record_property("trials", n)`), how it ended, how long it took.
 """
 
 import json

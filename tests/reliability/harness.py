@@ -1,17 +1,17 @@
 """Runs of `lorakit` in processes of their own that cost no imports, to be killed and gone on with.
 
     with Server(folder) as server:
-        run = server.start("train", recipe_file)          # arguments of the command line; `call="module:function"` instead
-        run.wait_for("save", step=3)                      # a moment, see `patches.trace`: "step" (done), "micro" (before
-                                                          # a forward), and the beginnings of "cache", "save", "sample",
-                                                          # "validate", "finish", "loop"
-        run.kill(signal.SIGTERM)                          # or run.kill(signal.SIGKILL, rank=1), run.kill_group(signal.SIGINT)
+        run = server.start("train", recipe_file)    # the words of the command line, or call="module:function"
+        run.wait_for("save", step=4)
+        run.kill(signal.SIGTERM)                    # or run.kill(…, rank=1), or run.kill_group(…), workers and all
         assert run.wait() == 143 and "saved" in run.output()
         assert server.run("train", "--resume", folder).codes == [0]
 
-`patches` names functions of patches.py with their arguments, which the child calls before it begins:
-`patches=[("slow", {"where": "lorakit.training.checkpoint:save", "seconds": 1})]`. `ranks=3` starts three processes with the
-environment of a launcher. Each process has its own random state; all of a run are one process group.
+What can be waited for (`patches.trace`): "step" (done), "micro" (before a forward), and the beginnings of "cache",
+"loop", "save", "sample", "validate" and "finish". `patches` names functions of patches.py with their arguments, which
+the child calls before it begins: `patches=[("slow", {"where": "lorakit.training.checkpoint:save", "seconds": 1})]`.
+`ranks=3` starts three processes in the environment that a launcher gives. Each process has its own random state; all of
+a run are one process group.
 """
 
 import json
@@ -167,7 +167,7 @@ class Run:
             os.killpg(self.pids[0], number)
 
     def wait_for(self, event: str, *, step: int | None = None, rank: int = 0, timeout: float = 60) -> None:
-        """Waits until the trace says that `event` came, of `step` if given; AssertionError where the run ends before."""
+        """Waits until the trace has `event`, of `step` if given. AssertionError where the run ends before."""
         end = time.monotonic() + timeout
         while True:
             ended = self._server.code(self.pids[rank], timeout=0) is not None

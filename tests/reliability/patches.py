@@ -3,6 +3,7 @@
 Each function is named in a run's `patches`; its arguments come as JSON.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -17,7 +18,7 @@ from typing import Any
 
 
 def wrap(where: str, around: Callable[..., Any]) -> None:
-    """Puts around(original, *args, **kwargs) in the place of "module:name" or "module:Class.name", wherever imported."""
+    """Puts around(original, *args, **kwargs) in the place of "module:name" or "module:Class.name", in all modules."""
     module_name, _, path = where.partition(":")
     module = importlib.import_module(module_name)
     *owners, name = path.split(".")
@@ -44,23 +45,34 @@ def digest(tensor: Any) -> str | None:
 
 
 def trace(file: Path) -> None:
-    """Writes a line for each moment of a run: see the docstring of harness.py; "micro" has the numbers it computes on."""
+    """Writes a line for each moment of a run, see the docstring of harness.py.
+
+    "micro" tells what is computed on, "finish" the hash of the trained weights. Micro steps before the loop (a dry
+    step) are not told.
+    """
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    looping = []
 
     def say(event: str, **facts: Any) -> None:
         os.write(handle, json.dumps({"event": event, **facts}).encode() + b"\n")
 
     def micro(original: Any, trainee: Any, batch: Any, **kwargs: Any) -> Any:
-        say(
-            "micro",
-            numbers=list(batch.numbers),
-            keys=list(batch.keys),
-            captions=list(batch.captions),
-            noise=digest(batch.noise),
-            quantile=digest(batch.quantile),
-            latents=digest(batch.latents),
-        )
+        if looping:
+            say(
+                "micro",
+                numbers=list(batch.numbers),
+                keys=list(batch.keys),
+                captions=list(batch.captions),
+                noise=digest(batch.noise),
+                quantile=digest(batch.quantile),
+                latents=digest(batch.latents),
+            )
         return original(trainee, batch, **kwargs)
+
+    def loop(original: Any, *args: Any, **kwargs: Any) -> Any:
+        say("loop")
+        looping.append(True)
+        return original(*args, **kwargs)
 
     def metrics(original: Any, keeper: Any, record: dict[str, Any]) -> Any:
         say("step", step=record["step"])
@@ -68,18 +80,22 @@ def trace(file: Path) -> None:
 
     def begun(event: str) -> Callable[..., Any]:
         def around(original: Any, *args: Any, **kwargs: Any) -> Any:
-            step = args[1] if len(args) > 1 and isinstance(args[1], int) else None
-            say(event, **({"step": step} if step is not None else {}))
+            say(event, **({"step": args[1]} if args[1:] and isinstance(args[1], int) else {}))
             return original(*args, **kwargs)
 
         return around
 
+    def finish(original: Any, keeper: Any) -> Any:
+        say("finish", weights={name: digest(p) for name, p in keeper.trainee.parameters.items()})
+        return original(keeper)
+
     wrap("lorakit.training.step:forward_backward", micro)
-    wrap("lorakit.training.keeper:Keeper.metrics", metrics)
-    for event in ("save", "sample", "validate", "finish"):
-        wrap(f"lorakit.training.keeper:Keeper.{event}", begun(event))
+    wrap("lorakit.training.loop:run_loop", loop)
     wrap("lorakit.training.caching:fill_cache", begun("cache"))
-    wrap("lorakit.training.loop:run_loop", begun("loop"))
+    wrap("lorakit.training.keeper:Keeper.metrics", metrics)
+    wrap("lorakit.training.keeper:Keeper.finish", finish)
+    for event in ("save", "sample", "validate"):
+        wrap(f"lorakit.training.keeper:Keeper.{event}", begun(event))
 
 
 # -- faults -------------------------------------------------------------------------------------------------------
@@ -121,3 +137,70 @@ def dies(where: str, after: int = 0, number: int = signal.SIGKILL) -> None:
         return original(*args, **kwargs)
 
     wrap(where, around)
+
+
+# -- planted bugs: each loses something of a resume, and must be seen in the comparison ------------------------------
+
+
+def noise_from_the_global_generator() -> None:
+    import torch
+
+    def around(original: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = original(*args, **kwargs)
+        return dataclasses.replace(batch, noise=torch.randn(batch.noise.shape))
+
+    wrap("lorakit.data.loader:_Samples.batch", around)
+
+
+def sampler_one_step_ahead() -> None:
+    def around(original: Any, loader: Any, first_step: int, last_step: int) -> Any:
+        return original(loader, first_step + 1, last_step + 1) if first_step else original(loader, 0, last_step)
+
+    wrap("lorakit.data.loader:Loader.steps", around)
+
+
+def schedule_from_its_start() -> None:
+    def around(original: Any, *args: Any, lr_factor: Any, first_step: int, **kwargs: Any) -> Any:
+        later = lambda step: lr_factor(step - first_step)  # noqa: E731
+        return original(*args, lr_factor=later, first_step=first_step, **kwargs)
+
+    wrap("lorakit.training.loop:run_loop", around)
+
+
+def state_not_restored(entry: str, only_first: bool) -> None:
+    """`entry` of the optimizer's state is zero after it was restored: of all parameters, or of the first alone."""
+
+    def around(original: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        original(optimizer, *args, **kwargs)
+        for state in list(optimizer.state.values())[: 1 if only_first else None]:
+            state[entry].zero_()
+
+    wrap("lorakit.optimizers.state:restore_optimizer", around)
+
+
+def cpu_scaler() -> None:
+    """Gives the CPU a loss scaler, whose scale grows in uneven steps: one of two would not change a bit."""
+    import torch
+
+    def around(original: Any, runtime: Any, *args: Any, **kwargs: Any) -> Any:
+        original(runtime, *args, **kwargs)
+        runtime.scaler = torch.amp.GradScaler("cpu", init_scale=100.0, growth_factor=1.7, growth_interval=2)
+
+    wrap("lorakit.training.processes:Runtime.__init__", around)
+
+
+def scaler_not_restored() -> None:
+    import torch
+
+    torch.amp.GradScaler.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+
+
+def average_not_restored() -> None:
+    wrap("lorakit.adapters.ema:Average.load", lambda original, average, tensors: None)
+
+
+def threads(count: int) -> None:
+    """The process begins with another number of threads than the run had."""
+    import torch
+
+    torch.set_num_threads(count)

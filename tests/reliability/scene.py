@@ -21,7 +21,7 @@ def write_recipe(folder: Path, name: str, *overrides: str, model: str, cache: Pa
         write_pictures(folder / "photos", 7)
     values: dict[str, Any] = {
         "model": {"path": model},
-        "adapter": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]},
+        "adapter": {"rank": 2, "targets": ["to_q", "to_v"]},
         "data": {
             "sources": [{"path": str(folder / "photos")}],
             "cache": str(cache or folder / "cache"),
@@ -51,14 +51,14 @@ def write_recipe(folder: Path, name: str, *overrides: str, model: str, cache: Pa
 
 
 def left(run: Path) -> dict[str, Any]:
-    """What a run left that must not depend on how it came about: each line of its metrics without the time, the bytes of
-    its other files."""
+    """What a run left that must not depend on how it came about: its metrics without the time, line by line and key by
+    key, floats in hex, and the bytes of its other files."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
         if path.is_dir() or name in OWN or name == "report.html":
             continue
-        if path.suffix == ".jsonl":
+        if name in ("metrics.jsonl", "validation.jsonl"):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 values = json.loads(line)
                 found |= {f"{name}:{number}:{key}": _exact(v) for key, v in values.items() if key != "seconds"}

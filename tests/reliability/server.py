@@ -10,10 +10,12 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import random
 import select
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,19 @@ def imports() -> str:
     from lorakit.core.quiet import quiet_libraries
 
     quiet_libraries()
+    import lorakit
+
     # not `datasets`: pyarrow starts a thread, and only tables need it
-    for name in ("accelerate", "transformers", "peft", "torch.distributed", "lorakit.cli.main", "lorakit.verbs.train"):
-        importlib.import_module(name)
+    names = ["accelerate", "transformers", "peft.tuners.lora.bnb", "torch.distributed", "numpy.ma", "tomli_w"]
+    names += [module.name for module in pkgutil.walk_packages(lorakit.__path__, "lorakit.")]
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+    from PIL import Image
+
     from lorakit.families import sd
+
+    Image.init()
 
     model = sd.tiny()
     model.stock_pipeline()
@@ -40,9 +51,11 @@ def imports() -> str:
 
 
 def main(answers: int) -> None:
+    began = time.monotonic()
     model = imports()
-    threads = os.listdir("/proc/self/task")
-    assert len(threads) == 1, "a forked child would lack the other threads"
+    while len(threads()) > 1:  # loaders' threads take a moment to go
+        time.sleep(0.05)
+        assert time.monotonic() < began + 60, f"a forked child would lack the threads {threads()}"
     gc.collect()
     gc.freeze()  # a collection in a child need not copy what the parent holds
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' affair
@@ -70,6 +83,10 @@ def main(answers: int) -> None:
             if not pid:
                 break
             say(answers, {"ended": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def threads() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
 def say(pipe: int, message: dict[str, Any]) -> None:
