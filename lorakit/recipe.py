@@ -46,21 +46,24 @@ class Recipe:
     run: RunSettings
     sample: SampleSettings
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting, defaults included; None (which TOML cannot say) is left out."""
-        return {
+    def to_dict(self, *, paths: bool = True) -> dict[str, Any]:
+        """Every setting, defaults included; None (which TOML cannot say) is left out.
+
+        Without `paths`, for what is passed on, each is cut to its last name.
+        """
+        values = {
             name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__
         }
-
-    def to_toml(self, *, paths: bool = True) -> str:
-        """The recipe's file; without `paths`, for what is passed on, each is cut to its last name."""
-        import tomli_w
-
-        values = self.to_dict()
         if not paths:
             for table, key in _path_settings(values):
                 table[key] = Path(table[key]).name
-        return tomli_w.dumps(values)
+        return values
+
+    def to_toml(self, *, paths: bool = True) -> str:
+        """The recipe's file."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict(paths=paths))
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -193,6 +196,7 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     places = [(values.get("model"), "path"), (data, "cache"), (values.get("run"), "output")]
+    places.append((values.get("adapter"), "init_from"))
     places += [(s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path")]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 

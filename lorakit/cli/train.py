@@ -2,6 +2,7 @@
 
   lorakit train RECIPE [section.key=value …]
   lorakit train --resume RUN [section.key=value …]
+  lorakit train RECIPE --dry-run
 
 Several processes: accelerate launch --num_processes N -m lorakit train RECIPE
 """
@@ -21,10 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-change", metavar="KEY", action="append", default=[], help="let --resume change this setting"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="one step on the largest bucket: whether it fits, how long it takes"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     overrides = list(args.overrides)
+    if args.resume is not None and args.dry_run:
+        raise InputError(
+            "--dry-run and --resume: keep one of them. A dry run of a run's recipe: train RUN/recipe.toml."
+        )
+    if args.allow_change and args.resume is None:
+        raise InputError("--allow-change is for --resume: in a new run, change the recipe.")
     if args.resume is not None:
         if args.recipe is not None:
             overrides.insert(0, args.recipe)
@@ -43,8 +53,13 @@ def run(args: argparse.Namespace) -> None:
         from lorakit.recipe import load_recipe
 
         recipe = load_recipe(args.recipe, overrides=overrides)
-        from lorakit.verbs.train import train
+        from lorakit.verbs.train import dry_run, train
 
+        if args.dry_run:
+            lines = dry_run(recipe)
+            if rank() == 0:
+                print("\n".join(lines))
+            return
         result = train(recipe)
     if rank() == 0:
         done = "nothing was left to do" if result.loss is None else f"{result.seconds:.0f} s"

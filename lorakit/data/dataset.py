@@ -25,6 +25,7 @@ from lorakit.data.captions import draw_caption, variants
 from lorakit.data.cut import Cut, cuts, draw_cut, plain_cut
 from lorakit.data.examples import ROLES, Examples
 from lorakit.data.images import BadImageError, Prepared, prepare_picture
+from lorakit.data.marks import mark
 from lorakit.data.plan import Draw, Plan
 from lorakit.data.report import DataReport, make_report
 from lorakit.data.scan import scan
@@ -377,6 +378,5 @@ def _content(examples: Examples) -> str:
     """A digest of what the examples are: their pictures, captions, masks and focus."""
     digest = hashlib.sha256()
     for example in examples:
-        parts = [example.digest, *example.captions, example.mask_digest, str(example.focus), example.role]
-        digest.update("\x1f".join(parts).encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(mark(example).encode())
     return digest.hexdigest()

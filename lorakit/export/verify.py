@@ -5,8 +5,10 @@ that state rounded to the file's number format, and with the file, loaded by a s
 equal the rounded state up to the rounding of predictions, and the trained state up to what its number format costs.
 """
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from torch import nn
 
 from lorakit.adapters import AdapterState, copy_adapter_state, load_adapter_state
 from lorakit.adapters.state import adapter_layers, load_with_peft
-from lorakit.core.errors import VerificationError
-from lorakit.core.files import printable
+from lorakit.core.errors import InputError, StorageError, VerificationError
+from lorakit.core.files import make_folder, printable, rename, storage_errors
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.files import digest, dtype_name, read_adapter, write_adapter
@@ -62,19 +64,36 @@ def write_verified(
     dtype: torch.dtype = torch.float32,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportReport:
-    """Writes `state` and loads it back through a stock pipeline; the file stays only if it gives what was trained.
+    """Writes `state` beside `path` and loads it back through a stock pipeline; it takes its place there only if it
+    gives what was trained.
 
-    Raises VerificationError, and removes the file, where it does not; see `write_adapter` for the rest.
+    Raises VerificationError where it does not; see `write_adapter` for the rest. What was at `path` then stays.
     """
     format = format or family.default_format
-    write_adapter(state, path, format=format, family=family, metadata=metadata, dtype=dtype)
+    if path.is_dir():
+        raise InputError(f"{printable(path)} exists already: choose another name, or remove it.")
+    make_folder(path.parent)
+    with storage_errors(path):
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    written = aside / path.name  # readers go by the name's ending
     try:
-        worst, reader = verify_adapter(state, path, family=family, format=format, dtype=dtype)
-    except BaseException:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        raise
+        with _called(written, path):
+            write_adapter(state, written, format=format, family=family, metadata=metadata, dtype=dtype)
+            worst, reader = verify_adapter(state, written, family=family, format=format, dtype=dtype)
+            rename(written, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     keys = len(DIALECTS.module(format).write(state, family, {})[0])
     return ExportReport(path, format, dtype_name(dtype), len(state.layers()), keys, worst, reader, digest(path))
+
+
+@contextlib.contextmanager
+def _called(written: Path, path: Path) -> Iterator[None]:
+    """Errors met within name the file as its users will."""
+    try:
+        yield
+    except (StorageError, VerificationError) as error:
+        raise type(error)(str(error).replace(str(written), str(path))) from error
 
 
 def verify_adapter(

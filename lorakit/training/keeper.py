@@ -3,25 +3,31 @@
 Rank 0 writes; the others wait where they must. When each is called is the loop's affair.
 """
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lorakit.adapters import adapter_state
-from lorakit.adapters.state import state_metadata
-from lorakit.core.files import written_aside
-from lorakit.core.processes import barrier, rank, world
+from lorakit.adapters import AdapterState, adapter_state
+from lorakit.adapters.state import replaced, state_metadata
+from lorakit.core.errors import LorakitError, LostProcess, StorageError
+from lorakit.core.files import folder_aside, printable
+from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.types import Batch
 from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
-from lorakit.sampling.pictures import SampleSettings, draw, requests
+from lorakit.export.verify import ExportReport
+from lorakit.optimizers.state import optimizer_state, weights_to_use
+from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, requests
 from lorakit.training import checkpoint
+from lorakit.training.interrupt import Interrupt
 from lorakit.training.loop import RunSettings
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime
@@ -47,6 +53,7 @@ class Keeper:
     facts: Mapping[str, Any]
     trainee: Trainee
     runtime: Runtime
+    interrupt: Interrupt
     validation: Callable[[], Iterable[Batch]] | None
     file: MetricsFile | None
     validations: MetricsFile | None
@@ -66,97 +73,173 @@ class Keeper:
             if file is not None:
                 file.flush()
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, needed: bool) -> bool:
+        """Rank 0 writes the checkpoint of `step`; where the disk refuses and it is not `needed`, the run goes on."""
+        try:
+            on_first_rank(lambda: self._save(step))
+        except StorageError as error:
+            if needed:
+                raise
+            if rank() == 0:
+                log.warning("step %d is not saved, and the run goes on: %s", step, printable(error))
+            return False
+        return True
+
+    def _save(self, step: int) -> None:
         self.flush()
-        if self.file is not None:
-            state = adapter_state(self.trainee.adapted)
-            checkpoint.save(
-                self.output / "checkpoints",
-                step,
-                adapter=state.tensors,
-                metadata=state_metadata(state),
-                optimizer=checkpoint.optimizer_tensors(self.trainee.optimizer, self.trainee.parameters),
-                state={
-                    "step": step,
-                    "processes": world(),
-                    "batch_size": self.run.batch_size,
-                    "accumulate": self.run.accumulate,
-                    "threads": torch.get_num_threads(),
-                    "adapter": state_metadata(state),
-                    "scaler": self.trainee.scaler.state_dict() if self.trainee.scaler else None,
-                    **self.facts,
-                },
-            )
+        trainee, folder = self.trainee, self.output / "checkpoints"
+        state = adapter_state(trainee.adapted)
+        optimizer, numbers = optimizer_state(trainee.optimizer, trainee.parameters, group_state=trainee.group_state)
+        checkpoint.save(
+            folder,
+            step,
+            tensors={
+                "adapter": state.tensors,
+                "optimizer": optimizer,
+                **({"ema": trainee.average.tensors} if trainee.average else {}),
+            },
+            metadata=state_metadata(state),
+            state={
+                "step": step,
+                "processes": world(),
+                "batch_size": self.run.batch_size,
+                "accumulate": self.run.accumulate,
+                "threads": torch.get_num_threads(),
+                "adapter": state_metadata(state),
+                "optimizer": numbers,
+                "scaler": trainee.scaler.state_dict() if trainee.scaler else None,
+                **self.facts,
+            },
+        )
+        with _tolerated(f"step {step} is saved, but not its file in adapters/"):
             write_adapter(
-                state,
+                self._handed_out(),
                 self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
                 format=self._format(),
-                family=self.trainee.family,
+                family=trainee.family,
                 dtype=DTYPES[self.run.save_dtype],
             )
-            checkpoint.prune(self.output / "checkpoints", keep=self.run.keep_last)
-        barrier()
+        with _tolerated("older checkpoints could not be removed"):
+            best = checkpoint.best_steps(self.output / "validation.jsonl", folder, self.run.keep_best)
+            checkpoint.prune(folder, keep_last=self.run.keep_last, keep_every=self.run.keep_every, keep=best)
 
     def sample(self, step: int) -> None:
-        if rank() == 0 and self.sampling.prompts:
-            try:
-                self._draw(step)
-            except Exception as error:  # a picture that cannot be drawn must not end a run
-                log.warning("sample pictures of step %d failed: %s: %s", step, type(error).__name__, error)
-        barrier()
+        if self.sampling.prompts:
+            on_first_rank(lambda: self._sample(step))
+
+    def _sample(self, step: int) -> None:
+        folder = self.output / "samples" / checkpoint.name_of(step)
+        if folder.exists():  # of the step that a run goes on from
+            return
+        with _tolerated(f"sample pictures of step {step} failed"), contextlib.suppress(Abandoned), self._shown():
+            pictures = draw(
+                self.trainee.family.live_pipeline(),
+                requests(self.sampling),
+                steps=self.sampling.steps,
+                guidance=self.sampling.guidance,
+                abandon=lambda: self.interrupt.pending,
+            )
+            with folder_aside(folder) as aside:
+                for i, picture in enumerate(pictures):
+                    picture.save(aside / f"{i:02d}.png", format="PNG")
 
     def validate(self, step: int) -> None:
         """Measures the pictures put aside, on all ranks, and writes a line."""
         if self.validation is None:
             return
         started = time.perf_counter()
-        loss, samples = validation_loss(self.trainee, self.validation())
-        number = loss if math.isfinite(loss) else None
-        record = {"step": step, "loss": number, "samples": samples, "seconds": time.perf_counter() - started}
-        if self.validations is not None:
+        with _tolerated(f"validation of step {step} failed"), self._shown():
+            measured = validation_loss(self.trainee, self.validation(), abandon=lambda: self.interrupt.pending)
+            if measured is None or self.validations is None:
+                return
+            loss, samples = measured
+            number = loss if math.isfinite(loss) else None
+            record = {"step": step, "loss": number, "samples": samples, "seconds": time.perf_counter() - started}
             self.validations.write(record)
             self.runtime.track({"step": step, "validation_loss": loss})
             log.info("step %d: validation loss %.4f", step, loss)
-
-    def _draw(self, step: int) -> None:
-        adapted = self.trainee.adapted.values()
-        for module in adapted:
-            module.eval()
-        try:
-            pipeline = self.trainee.family.live_pipeline()
-            wanted = requests(self.sampling)
-            pictures = draw(pipeline, wanted, steps=self.sampling.steps, guidance=self.sampling.guidance)
-        finally:
-            for module in adapted:
-                module.train()
-        for i, picture in enumerate(pictures):
-            with written_aside(self.output / "samples" / checkpoint.name_of(step) / f"{i:02d}.png") as aside:
-                picture.save(aside, format="PNG")
 
     def finish(self) -> Path:
         """The adapter in its dialect, verified against a fresh stock pipeline, and the report."""
         path = self.output / "adapter.safetensors"
         self.bar.close()
-        if self.file is not None:
-            exported = export_adapter(
-                adapter_state(self.trainee.adapted),
-                format=self._format(),
-                out=path,
-                family=self.trainee.family,
-                dtype=DTYPES[self.run.save_dtype],
-            )
-            log.info(
-                "adapter of %d layers, %s, %s: read back by %s, its predictions differ by at most %.1e",
-                exported.modules,
-                exported.format,
-                exported.dtype,
-                exported.reader,
-                exported.max_difference,
-            )
-            write_report(self.output, prompts=self.sampling.prompts, recipe=self.recipe)
+        on_first_rank(lambda: self._finish(path))
         self.runtime.end()
-        barrier()
         return path
+
+    def _finish(self, path: Path) -> None:
+        exported = self._export(self._handed_out(), path)
+        log.info(
+            "adapter of %d layers, %s, %s: read back by %s, its predictions differ by at most %.1e",
+            exported.modules,
+            exported.format,
+            exported.dtype,
+            exported.reader,
+            exported.max_difference,
+        )
+        if self.trainee.average and self.run.ema and self.run.ema.export == "beside":
+            self._export(self._with(self.trainee.average.tensors), path.with_name("adapter-ema.safetensors"))
+        self.flush()
+        with _tolerated("report.html could not be written"):
+            write_report(self.output, prompts=self.sampling.prompts, recipe=self.recipe)
+
+    def rescue(self, weights: Mapping[str, Tensor]) -> str:
+        """Hands out `weights`, the last that gave a finite loss, as the adapter of a run that has gone wrong."""
+
+        def export() -> str:
+            try:
+                self._export(self._with(weights), self.output / "adapter.safetensors")
+            except LorakitError as error:
+                return f"The last good weights could not be written: {error}"
+            return f"The last good weights are in {printable(self.output / 'adapter.safetensors')}."
+
+        return on_first_rank(export)
+
+    def _export(self, state: AdapterState, path: Path) -> ExportReport:
+        return export_adapter(
+            state, format=self._format(), out=path, family=self.trainee.family, dtype=DTYPES[self.run.save_dtype]
+        )
 
     def _format(self) -> str:
         return self.run.format or self.trainee.family.default_format
+
+    # -- the weights that are handed out are not always those that are trained ----------------------------------------
+
+    def _averaged(self) -> Mapping[str, Tensor] | None:
+        """What is handed out in place of the trained weights, if anything is."""
+        if self.trainee.average and self.run.ema and self.run.ema.export == "instead":
+            return self.trainee.average.tensors
+        return weights_to_use(self.trainee.optimizer, self.trainee.parameters)
+
+    def _handed_out(self) -> AdapterState:
+        averaged = self._averaged()
+        return adapter_state(self.trainee.adapted) if averaged is None else self._with(averaged)
+
+    def _with(self, weights: Mapping[str, Tensor]) -> AdapterState:
+        with replaced(self.trainee.parameters, weights):
+            return adapter_state(self.trainee.adapted)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """The model as its users will have it: the weights that are handed out, without dropout."""
+        adapted, averaged = self.trainee.adapted.values(), self._averaged()
+        for module in adapted:
+            module.eval()
+        try:
+            with contextlib.nullcontext() if averaged is None else replaced(self.trainee.parameters, averaged):
+                yield
+        finally:
+            for module in adapted:
+                module.train()
+
+
+@contextlib.contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """What is met within is a warning: it must not end a run whose state is safe."""
+    try:
+        yield
+    except LostProcess:
+        raise
+    except Exception as error:
+        if rank() == 0:
+            log.warning("%s: %s: %s", what, type(error).__name__, printable(error))

@@ -4,18 +4,25 @@ Here is the order of things and nothing else: how a step is computed is in `step
 `checkpoint.py`. All inputs are in the signature of `run_loop`.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
+from torch import Tensor
 
+from lorakit.adapters.ema import EmaSettings
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import DivergedError, InterruptedRun
+from lorakit.core.files import printable
+from lorakit.core.processes import gather_objects, rank
 from lorakit.data.loader import StepPlan
 from lorakit.training.interrupt import Interrupt, decided
-from lorakit.training.step import Trainee, learning_rates, run_step
+from lorakit.training.step import StepReport, Trainee, learning_rates, run_step
+
+log = logging.getLogger("lorakit")
 
 MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
@@ -40,13 +47,21 @@ class RunSettings(core_settings.Settings):
     save_every: int = Field(500, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_last: int = Field(3, ge=0)
-    """Checkpoints to keep; 0: all."""
+    """The newest checkpoints, so many, are kept; 0: all."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of steps that are multiples of this are kept too; 0: none."""
+    keep_best: int = Field(0, ge=0)
+    """So many checkpoints with the lowest validation loss are kept too; needs pictures for validation."""
     sample_every: int = Field(0, ge=0)
     """Optimizer steps between sample pictures; 0: none."""
     validate_every: int = Field(100, ge=0)
     """Optimizer steps between measurements on the pictures put aside for validation, if there are any; 0: none."""
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Number format of the adapter that is handed out."""
+    ema: EmaSettings | None = None
+    """A moving average of the adapter's weights beside those that are trained. Left out: none."""
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits every time, at some cost; the CPU's always do."""
     format: str | None = None
     """Dialect of RUN/adapter.safetensors; the one that most programs read for the family where not given."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -65,9 +80,17 @@ class Hooks(Protocol):
     """What the loop calls between steps; `step` is the number of updates done."""
 
     def metrics(self, record: dict[str, Any]) -> None: ...
-    def save(self, step: int) -> None: ...
+
+    def save(self, step: int, *, needed: bool) -> bool:
+        """Whether the checkpoint of `step` is on disk; StorageError where it is not and the run cannot do without."""
+        ...
+
     def sample(self, step: int) -> None: ...
     def validate(self, step: int) -> None: ...
+
+    def rescue(self, weights: Mapping[str, Tensor]) -> str:
+        """Hands out `weights` as the adapter of a run that has gone wrong, and says where."""
+        ...
 
 
 def run_loop(
@@ -83,54 +106,81 @@ def run_loop(
     hooks: Hooks,
     interrupt: Interrupt,
 ) -> LoopReport:
-    """Steps first_step + 1 … last_step. A checkpoint comes before samples, and one at the end in any case; a run begins
-    with a validation, and a resumed one repeats that of the step it goes on from.
+    """Steps first_step + 1 … last_step. A checkpoint comes before samples and validation, and one at the end in any
+    case. A run begins with a validation; a resumed one repeats samples and validation of the step it goes on from.
 
-    Raises InterruptedRun after saving where a signal came, DivergedError after MAX_SKIPPED non-finite steps in a row.
+    Raises InterruptedRun after saving where a signal or RUN/control said so, DivergedError after MAX_SKIPPED
+    non-finite steps in a row.
     """
-    skipped, loss, saved = 0, None, first_step
-    if validate_every and (first_step % validate_every == 0 or first_step == last_step):
-        hooks.validate(first_step)
+    skipped, loss, proven = 0, None, None
+
+    def look(step: int, *, sample: bool) -> None:
+        last = step == last_step
+        if sample or (sample_every and step and (last or step % sample_every == 0)):
+            hooks.sample(step)
+        if validate_every and (last or step % validate_every == 0):
+            hooks.validate(step)
+
+    look(first_step, sample=False)
     for step in range(first_step + 1, last_step + 1):
         started = time.perf_counter()
         plan = next(plans)
         factor = lr_factor(step - 1)
         report = run_step(trainee, plan.batches, count=len(plan.keys), lr_factor=factor, votes=interrupt.votes())
-        if not report.skipped:
-            skipped = 0
-        elif not report.overflow:
-            skipped += 1
-        loss = loss if report.skipped else report.loss
-        hooks.metrics(
-            {
-                "step": step,
-                "epoch": plan.epoch,
-                "loss": None if report.skipped else report.loss,
-                **learning_rates(trainee, factor),
-                "grad_norm": None if report.skipped else report.grad_norm,
-                "samples": list(plan.keys),
-                "seconds": time.perf_counter() - started,
-                **({"skipped": True} if report.skipped else {}),
-            }
-        )
+        if trainee.average:
+            trainee.average.update(step)
+        if report.skipped:
+            skipped += not report.overflow
+        else:
+            skipped, loss, proven = 0, report.loss, report.before
+        hooks.metrics(_record(trainee, plan, report, step=step, factor=factor, started=started))
+        if report.skipped and not report.overflow:
+            _tell(report, step)
         if skipped == MAX_SKIPPED:
             raise DivergedError(
-                f"The loss was not finite for {MAX_SKIPPED} steps in a row, last at step {step} with the examples "
-                f"{', '.join(plan.keys)}: lower optimizer.lr, or look at these pictures. "
-                + (f"The checkpoint of step {saved} is good." if saved else "Nothing was saved before.")
+                f"The loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, last at step {step} with "
+                f"the examples {', '.join(map(printable, plan.keys))}: lower optimizer.lr, or look at these pictures. "
+                + (hooks.rescue(proven) if proven is not None else "Nothing was learned before.")
             )
-        signal_number = decided(report.votes)
-        last = step == last_step
-        if last or signal_number or (save_every and step % save_every == 0):
-            hooks.save(step)
-            saved = step
-        if signal_number and not last:
+        wishes = decided(report.votes)
+        needed = step == last_step or wishes.stop is not None
+        saved = (needed or wishes.save or (save_every and step % save_every == 0)) and hooks.save(step, needed=needed)
+        if wishes.stop is not None:
+            assert saved, "a save that is needed is there or has raised"
             raise InterruptedRun(
-                f"Stopped by a signal; step {saved} is saved, and `lorakit train --resume` goes on from there.",
-                signal_number=signal_number,
+                f"Stopped; step {step} is saved, and `lorakit train --resume` goes on from there.",
+                signal_number=wishes.stop,
             )
-        if sample_every and (last or step % sample_every == 0):
-            hooks.sample(step)
-        if validate_every and (last or step % validate_every == 0):
-            hooks.validate(step)
+        look(step, sample=wishes.sample)
     return LoopReport(last_step, loss)
+
+
+def _record(
+    trainee: Trainee, plan: StepPlan, report: StepReport, *, step: int, factor: float, started: float
+) -> dict[str, Any]:
+    """The step's line in metrics.jsonl."""
+    return {
+        "step": step,
+        "epoch": plan.epoch,
+        "loss": None if report.skipped else report.loss,
+        **learning_rates(trainee, factor),
+        "grad_norm": None if report.skipped else report.grad_norm,
+        "samples": list(plan.keys),
+        "seconds": time.perf_counter() - started,
+        **({"skipped": True} if report.skipped else {}),
+    }
+
+
+def _tell(report: StepReport, step: int) -> None:
+    """Logs what a step that was not finite trained on: the examples to blame, or all where no one is."""
+    seen = [
+        suspect
+        for of_rank in gather_objects([s.suspects() for s in report.seen])
+        for part in of_rank
+        for suspect in part
+    ]
+    blamed = [suspect for suspect in seen if suspect[2]] or seen
+    if rank() == 0:
+        what = "gradient or update" if blamed is seen else "loss"
+        where = ", ".join(f"{printable(key)} at t = {t:g}" for key, t, _ in blamed)
+        log.warning("step %d: the %s is not finite, so no update was made: %s", step, what, where)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.adapters.ema import Average
 from lorakit.adapters.state import adapters_disabled
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
@@ -19,13 +20,15 @@ from lorakit.core.processes import sum_tensors
 from lorakit.core.seeding import hashed
 from lorakit.core.types import Batch, LossReport, Predict, Text
 from lorakit.families.protocol import Family
+from lorakit.optimizers.state import guarded_step
 
 
 @dataclass(frozen=True)
 class Trainee:
     """What is trained and how: the parts of a step that stay the same for the whole run.
 
-    `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name.
+    `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name, `average`
+    their moving average if there is one; `group_state` names what the optimizer itself changes in its groups.
     """
 
     family: Family
@@ -33,6 +36,8 @@ class Trainee:
     adapted: Mapping[str, nn.Module]
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
+    group_state: tuple[str, ...]
+    average: Average | None
     objective: Callable[[Predict, Batch], LossReport]
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -47,6 +52,7 @@ class StepReport:
     `votes` add up to.
 
     A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
+    `before` are the weights that the loss belongs to; `seen` is what this rank's micro steps trained on.
     """
 
     loss: float
@@ -54,6 +60,22 @@ class StepReport:
     skipped: bool
     overflow: bool
     votes: tuple[float, ...]
+    before: Mapping[str, Tensor]
+    seen: tuple["Seen", ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micro step's examples, their timesteps (B,) and losses (B,), on the device still."""
+
+    keys: tuple[str, ...]
+    t: Tensor
+    losses: Tensor
+
+    def suspects(self) -> list[tuple[str, float, bool]]:
+        """Each example with its timestep, and whether its own loss is not finite."""
+        broken = (~self.losses.isfinite()).tolist()
+        return list(zip(self.keys, self.t.tolist(), broken, strict=True))
 
 
 def predictor(trainee: Trainee, batch: Batch) -> Predict:
@@ -94,7 +116,7 @@ def ready(trainee: Trainee, batch: Batch) -> Batch:
     return batch
 
 
-def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> Tensor:
+def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Tensor, Seen]:
     """This micro step's part of the loss, its gradients accumulated; `count` examples are in the global batch."""
     # dropout inside the model draws from the global generators: tie them to the sample, not to the past
     torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
@@ -102,7 +124,7 @@ def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> Tensor:
         report = trainee.objective(predictor(trainee, batch), batch)
     loss = (report.per_example * batch.weight).sum() / count
     (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
-    return loss.detach()
+    return loss.detach(), Seen(batch.keys, report.t, report.per_example.detach())
 
 
 def run_step(
@@ -110,14 +132,19 @@ def run_step(
 ) -> StepReport:
     """One update from this rank's `batches` of a global batch of `count` examples.
 
-    A non-finite loss or gradient leaves weights and moments as they were. `votes` are summed over the ranks on the way,
-    so that all ranks decide alike at the same step.
+    A non-finite loss, gradient, moment or weight leaves weights and moments as they were; that is decided on the
+    device, and the host reads all it wants to know at once. `votes` are summed over the ranks on the way, so that all
+    ranks decide alike at the same step.
     """
     parameters = list(trainee.parameters.values())
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=trainee.device)
+    loss, seen = torch.zeros((), device=trainee.device), []
+    if trainee.scaler:
+        trainee.scaler.scale(loss)  # makes its tensors, which a rank without a share needs too
     for batch in batches:
-        loss += forward_backward(trainee, ready(trainee, batch), count=count)
+        part, of_batch = forward_backward(trainee, ready(trainee, batch), count=count)
+        loss += part
+        seen.append(of_batch)
     for parameter in parameters:
         if parameter.grad is None:  # a rank without a share contributes zeros
             parameter.grad = torch.zeros_like(parameter)
@@ -127,21 +154,28 @@ def run_step(
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)
     norm = nn.utils.get_total_norm(gradients)
-    finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
-    if finite:
-        if trainee.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(parameters, trainee.max_grad_norm, norm)
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * lr_factor
-        if trainee.scaler:
-            trainee.scaler.step(trainee.optimizer)
-        else:
-            trainee.optimizer.step()
+    if trainee.max_grad_norm:
+        nn.utils.clip_grads_with_norm_(parameters, trainee.max_grad_norm, norm)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = group["full_lr"] * lr_factor
+    taken = guarded_step(trainee.optimizer, trainee.parameters, norm.isfinite() & loss.isfinite())
     overflow = False
     if trainee.scaler:
-        overflow = not finite and trainee.scaler.get_scale() > 1
-        trainee.scaler.update()
-    return StepReport(loss.item(), norm.item(), skipped=not finite, overflow=overflow, votes=tuple(ballot.tolist()))
+        scale = trainee.scaler.get_scale()
+        trainee.scaler.update()  # lowers the scale where unscaling met a non-finite gradient
+        overflow = scale > 1
+    numbers = torch.stack([loss.double(), norm.double(), taken.good.double(), *ballot.double()]).tolist()
+    good = bool(numbers[2])
+    taken.settle(good)
+    return StepReport(
+        loss=numbers[0],
+        grad_norm=numbers[1],
+        skipped=not good,
+        overflow=overflow and not good,
+        votes=tuple(numbers[3:]),
+        before=taken.before,
+        seen=tuple(seen),
+    )
 
 
 def learning_rates(trainee: Trainee, lr_factor: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 from lorakit.cli.main import main
 from lorakit.core import files
 from lorakit.families import sd
+from lorakit.training import checkpoint
 from tests.verbs.conftest import write_pictures
 
 
@@ -165,7 +166,8 @@ def test_a_full_disk_is_exit_4_and_leaves_no_litter(
     message = capsys.readouterr().err
     assert "the disk is full" in message and "Traceback" not in message
     run = tmp_path / "run"
-    assert not list(run.rglob("*.tmp")) and not list(run.rglob("adapter*.safetensors"))
+    assert not list(run.rglob("*.tmp")) and not (run / "adapter.safetensors").exists()
+    assert checkpoint.damage(run / "checkpoints" / "step-000001") is None, "what could be written is whole"
     assert '"code": 4' in (run / "exit.json").read_text()
 
 

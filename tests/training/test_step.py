@@ -47,6 +47,8 @@ def trainee(objective: Any = None, *, max_grad_norm: float = 0.0) -> Trainee:
         adapted={},
         parameters=parameters,
         optimizer=torch.optim.SGD([group]),
+        group_state=(),
+        average=None,
         objective=objective or squared,
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext,
@@ -93,6 +95,43 @@ def test_clipping_scales_the_update_to_the_given_norm() -> None:
     report = run_step(t, [batch([3])], count=1, lr_factor=1.0)
     assert report.grad_norm > 0.5, "the report holds the norm before clipping"
     assert (weights(t) - before).norm().item() == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_what_a_step_trained_on_can_be_named() -> None:
+    def broken(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.tensor([float(n) for n in batch.numbers])
+        losses = predict(batch.latents, t, text={}).flatten(1).sum(1)
+        return LossReport(losses * torch.tensor([1.0, float("nan")]).double(), t)
+
+    report = run_step(trainee(broken), [batch([4, 7])], count=2, lr_factor=1.0)
+    assert report.skipped and report.seen[0].suspects() == [("0/4.png", 4.0, False), ("0/7.png", 7.0, True)]
+
+
+def test_a_report_has_the_weights_that_its_loss_belongs_to() -> None:
+    t = trainee()
+    before = weights(t)
+    report = run_step(t, [batch([0])], count=1, lr_factor=1.0)
+    assert torch.equal(torch.cat([w.flatten() for w in report.before.values()]), before)
+    assert not torch.equal(weights(t), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["gradient", "moment", "update"])
+def test_what_is_not_finite_anywhere_leaves_weights_and_moments_alone(where: str, value: float) -> None:
+    t = trainee()
+    t = replace(t, optimizer=torch.optim.AdamW(t.optimizer.param_groups))
+    run_step(t, [batch([0])], count=1, lr_factor=1.0)
+    weight = next(iter(t.parameters.values()))
+    if where == "gradient":
+        weight.register_hook(lambda gradient: gradient * value)
+    elif where == "moment":
+        t.optimizer.state[weight]["exp_avg"][0, 0] = value
+    before = [weights(t), *(tensor.clone() for table in t.optimizer.state.values() for tensor in table.values())]
+    report = run_step(t, [batch([1])], count=1, lr_factor=value if where == "update" else 1.0)
+    after = [weights(t), *(tensor for table in t.optimizer.state.values() for tensor in table.values())]
+    assert report.skipped
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

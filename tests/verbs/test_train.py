@@ -71,6 +71,7 @@ def test_what_a_run_leaves(make_recipe: Make) -> None:
         "adapter.safetensors",
         "adapters",
         "check.json",
+        "examples.jsonl",
         "exit.json",
         "report.html",
     }
@@ -155,9 +156,42 @@ def test_a_resume_refuses_other_data_other_settings_and_no_run(make_recipe: Make
         resume(run, overrides=["run.batch_size=3"], allow=["run.batch_size"])
     with pytest.raises(InputError, match="no recipe.toml"):
         resume(tmp_path)
-    (tmp_path / "photos" / "00.txt").write_text("another caption")
-    with pytest.raises(InputError, match="not those that this run was started with"):
+    photos = tmp_path / "photos"
+    (photos / "00.txt").write_text("another caption")
+    (photos / "01.png").rename(photos / "99.png")
+    (photos / "01.txt").rename(photos / "99.txt")
+    with pytest.raises(InputError, match="not those that this run was started with") as caught:
         resume(run)
+    assert [problem.partition(",")[0] for problem in caught.value.problems[1:]] == [
+        "0/00.png has changed",
+        "0/99.png is new: take it out.",
+        "0/01.png is gone: put it back.",
+    ]
+
+
+def test_a_failure_before_the_first_step_leaves_the_folder_to_the_mended_recipe(make_recipe: Make) -> None:
+    with pytest.raises(InputError, match=r"adapter\.targets"):
+        train(make_recipe("run", 'adapter.targets=["nothing"]'))
+    assert train(make_recipe("run", "run.steps=1")).steps == 1
+
+
+def test_a_setting_that_came_with_a_later_version_has_not_been_changed(make_recipe: Make) -> None:
+    run = train(make_recipe("run", "run.steps=3")).output
+    file = run / "recipe.toml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "deterministic" not in line))
+    assert resume(run).steps == 3
+
+
+def test_more_steps_are_asked_for_by_name_and_stretch_the_schedule(
+    make_recipe: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(make_recipe("whole")).output
+    run = train(make_recipe("run", "run.steps=3")).output
+    with pytest.raises(InputError, match="run.steps differs"):
+        resume(run, overrides=["run.steps=6"])
+    assert resume(run, overrides=["run.steps=6"], allow=["run.steps"]).steps == 6
+    assert "the rate may jump" in caplog.text
+    assert [r["lr"] for r in records(run)][3:] == [r["lr"] for r in records(whole)][3:]
 
 
 def test_the_global_batch_may_be_split_otherwise(make_recipe: Make) -> None:
@@ -218,7 +252,9 @@ def test_a_run_that_diverges_says_with_which_pictures(make_recipe: Make) -> None
     run = Path(recipe.run.output)
     assert json.loads((run / "exit.json").read_text())["code"] == 3
     assert [record["loss"] for record in records(run)][-3:] == [None] * 3, "what went wrong can be read"
-    assert not (run / "adapter.safetensors").exists() and not (run / "checkpoints").exists()
+    assert not (run / "checkpoints").exists()
+    tensors = load_file(run / "adapter.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values()), "the last good weights"
 
 
 def test_fp16_without_a_gpu_is_refused(make_recipe: Make) -> None:
@@ -236,7 +272,7 @@ def test_each_part_has_its_own_learning_rate(make_recipe: Make) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_refused(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lorakit.training.trackers.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"lorakit\[wandb\]"):
         train(make_recipe("run", 'run.trackers=["wandb"]'))
 

@@ -1,0 +1,124 @@
+"""What a run that goes on starts from: its own recipe, its newest whole checkpoint, the data that it had.
+
+Each function refuses what would silently make another training of it. The training itself is `train.py`.
+"""
+
+import logging
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.core.processes import on_first_rank, rank, world
+from lorakit.core.settings import did_you_mean
+from lorakit.data.dataset import Dataset
+from lorakit.data.marks import changes
+from lorakit.optimizers.schedules import depends_on_total
+from lorakit.recipe import Recipe, apply_override, build, changed_keys, known_keys
+from lorakit.training import checkpoint
+from lorakit.training.checkpoint import Checkpoint
+
+log = logging.getLogger("lorakit")
+
+EXAMPLES = "examples.jsonl"  # what the data were, in the run's folder
+
+# what a resumed run may change and still train on the same numbers
+HARMLESS = (
+    "run.output",
+    "run.save_every",
+    "run.keep_last",
+    "run.keep_every",
+    "run.keep_best",
+    "run.sample_every",
+    "run.validate_every",
+    "run.trackers",
+    "sample.",
+    "data.workers",
+    "data.cache",
+)
+
+
+def recipe_of(run: Path, *, overrides: Sequence[str], allow: Sequence[str]) -> Recipe:
+    """The recipe of the run in folder `run`, changed by `overrides`.
+
+    Raises InputError for a folder without a run, and for changed settings that are neither harmless nor named in
+    `allow`.
+    """
+    file = run / "recipe.toml"
+    if not file.is_file():
+        raise InputError(f"{printable(run)} holds no run (no recipe.toml): give the folder that a run wrote.")
+    try:
+        values, written = (tomllib.loads(file.read_text(encoding="utf-8")) for _ in range(2))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{printable(file)} cannot be read ({printable(error)}): put back the run's own.") from None
+    for override in overrides:
+        apply_override(values, override)
+    values["run"]["output"] = str(run)  # the folder may have been moved
+    recipe = build(values)
+    # both with the defaults of today: a setting that did not exist when the run began has not been changed
+    before, after = build(written).to_dict(), recipe.to_dict()
+    known = [*known_keys(before), *known_keys(after)]
+    problems = [
+        f"--allow-change {printable(key)}: there is no such setting.{did_you_mean(key, known)}"
+        for key in allow
+        if key not in known
+    ]
+    changed = changed_keys(before, after)
+    problems += [
+        f"{key} differs from the run's: a resumed run goes on with its own recipe. Leave it as it is, "
+        f"or say --allow-change {key}."
+        for key in changed
+        if not key.startswith(HARMLESS) and not any(key == a or key.startswith(f"{a}.") for a in allow)
+    ]
+    if problems:
+        raise InputError(problems)
+    if {"run.steps", "run.epochs"} & {*changed} and depends_on_total(recipe.optimizer.schedule):
+        log.warning("the learning rate's schedule is now that of the new number of steps: the rate may jump")
+    return recipe
+
+
+def newest_checkpoint(output: Path) -> Checkpoint | None:
+    """The checkpoint to go on from, on every rank; None for step 0. Its thread count becomes ours."""
+
+    def choose() -> Path | None:
+        found, skipped = checkpoint.newest(output / "checkpoints")
+        for reason in skipped:
+            log.warning("%s An older checkpoint is used.", reason)
+        return found.path if found else None
+
+    path = on_first_rank(choose)
+    if path is None:
+        return None
+    found = checkpoint.load(path)
+    torch.set_num_threads(int(found.state["threads"]))
+    if rank() == 0 and found.state["processes"] != world():
+        log.info("the run had %d processes and has %d now: equal up to rounding", found.state["processes"], world())
+    return found
+
+
+def with_global_batch(recipe: Recipe, found: Checkpoint) -> Recipe:
+    """`recipe` with `accumulate` such that the global batch stays as it was, whatever the number of processes."""
+    wanted, micro = int(found.state["global_batch"]), recipe.run.batch_size * world()
+    if wanted % micro:
+        raise InputError(
+            f"The run has a global batch of {wanted}, which {world()} processes of run.batch_size "
+            f"{recipe.run.batch_size} cannot make: resume it on a number of processes that divides it."
+        )
+    return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
+
+
+def refuse_other_data(data: Dataset, found: Checkpoint, output: Path) -> None:
+    """Raises InputError, naming what differs, where `data` are not those that the run was started with."""
+    if found.state["digest"] == data.plan.digest():
+        return
+    raise InputError(
+        [
+            "The pictures, captions or buckets are not those that this run was started with: put them back, or start "
+            "a new run.",
+            *changes(output / EXAMPLES, data.examples),
+        ]
+    )

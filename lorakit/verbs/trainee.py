@@ -1,0 +1,109 @@
+"""What is trained, made from a recipe: adapters put into the model, the optimizer over them, the objective."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorakit.adapters import ADAPTERS, copy_adapter_state, trainable_parameters
+from lorakit.adapters.ema import Average
+from lorakit.adapters.state import state_from
+from lorakit.core.errors import InputError
+from lorakit.core.processes import rank
+from lorakit.data.dataset import Dataset
+from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.families.protocol import Family
+from lorakit.optimizers import OPTIMIZERS
+from lorakit.optimizers.state import restore_optimizer
+from lorakit.recipe import Recipe
+from lorakit.training.caching import text_encoder
+from lorakit.training.checkpoint import Checkpoint
+from lorakit.training.processes import Runtime
+from lorakit.training.step import Trainee
+from lorakit.training.warm import warm_start
+
+log = logging.getLogger("lorakit")
+
+
+def components_to_adapt(recipe: Recipe, family: Family) -> dict[str, nn.Module]:
+    """The components that get an adapter, the backbone first."""
+    names = [family.backbone]
+    if recipe.adapter.text_encoder is not None:
+        if not family.text_encoders:
+            raise InputError(
+                f"adapter.text_encoder: the stock pipeline of {family.name} loads no adapter for its text encoders: "
+                "leave the section out."
+            )
+        names += family.text_encoders
+    return {name: family.components[name] for name in names}
+
+
+def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module]) -> None:
+    """Puts fresh adapters into `adapted` and makes them ready to be trained."""
+    inject = ADAPTERS.module(recipe.adapter.kind).inject
+    for name, module in adapted.items():
+        part = _part(recipe, family, name)
+        inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
+        module.train()  # dropout of the adapter, gradient checkpointing
+        if recipe.run.gradient_checkpointing:
+            # diffusers and transformers have different names for it
+            switch: Any = getattr(module, "enable_gradient_checkpointing", None)
+            switch = switch or getattr(module, "gradient_checkpointing_enable")  # noqa: B009
+            switch()
+
+
+def make_trainee(
+    recipe: Recipe,
+    data: Dataset,
+    family: Family,
+    adapted: Mapping[str, nn.Module],
+    runtime: Runtime,
+    found: Checkpoint | None,
+) -> Trainee:
+    """The trainee as the checkpoint `found` left it, else at its start: fresh, or from `adapter.init_from`."""
+    if found:
+        copy_adapter_state(adapted, state_from(found.tensors["adapter"], found.state["adapter"]))
+    elif recipe.adapter.init_from is not None:
+        warm_start(adapted, Path(recipe.adapter.init_from), family=family)
+    parameters = trainable_parameters(adapted)
+    groups: list[dict[str, Any]] = []
+    for name in adapted:
+        lr = _part(recipe, family, name).lr or recipe.optimizer.lr
+        own = [p for key, p in parameters.items() if key.startswith(f"{name}.")]
+        groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
+    chosen = OPTIMIZERS.module(recipe.optimizer.kind)
+    optimizer = chosen.build(recipe.optimizer, groups)
+    group_state = getattr(chosen, "GROUP_STATE", ())
+    average = Average(parameters, recipe.run.ema) if recipe.run.ema else None
+    if found:
+        restore_optimizer(
+            optimizer, parameters, found.tensors["optimizer"], found.state["optimizer"], group_state=group_state
+        )
+        if runtime.scaler:
+            runtime.scaler.load_state_dict(found.state["scaler"])
+        if average and "ema" in found.tensors:
+            average.load(found.tensors["ema"])
+        elif average and rank() == 0:
+            log.warning("the run had no average of its weights: it begins with those of step %d", found.state["step"])
+    return Trainee(
+        family=family,
+        encode_text=text_encoder(data, family),
+        adapted=adapted,
+        parameters=parameters,
+        optimizer=optimizer,
+        group_state=group_state,
+        average=average,
+        objective=OBJECTIVES.module(recipe.objective.kind).build(recipe.objective, family.process),
+        device=runtime.device,
+        autocast=runtime.autocast,
+        scaler=runtime.scaler,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        seed=recipe.run.seed,
+    )
+
+
+def _part(recipe: Recipe, family: Family, component: str) -> Any:
+    """The adapter settings of a component."""
+    return recipe.adapter if component == family.backbone else recipe.adapter.text_encoder
