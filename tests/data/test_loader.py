@@ -4,17 +4,24 @@ import signal
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lorakit.core.errors import StorageError
 from lorakit.core.seeding import generator
 from lorakit.core.types import Batch
+from lorakit.data.buckets import Bucket
 from lorakit.data.cache import fill_latents, fill_text
 from lorakit.data.dataset import Dataset, DataSettings, survey
 from lorakit.data.loader import Loader, StepPlan
+from lorakit.data.plan import Draw, Plan
 from lorakit.data.shards import Cache
 from tests.data.pictures import folder_of, noise
 
@@ -268,3 +275,85 @@ def _children() -> set[int]:
     if not children.exists():
         pytest.skip("this system does not list a process's children")
     return {int(pid) for pid in children.read_text().split()}
+
+
+# -- the micro step that needs the most memory ---------------------------------------------------------------------
+
+
+def pixels_of(batch: Batch) -> int:
+    assert batch.sizes is not None
+    return int(batch.sizes[:, 4:].prod(1).sum())
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_largest_micro_step_is_one_of_the_plan_and_moves_nothing(
+    cached: tuple[Dataset, Cache], world: int, batch_size: int
+) -> None:
+    split = {"world": world, "batch_size": batch_size}
+    ranks = [loader_of(cached, rank=rank, **split) for rank in range(world)]
+    before = [list(loader_of(cached, rank=rank, **split).steps(0, 8)) for rank in range(world)]
+    state = torch.get_rng_state()
+    found = [loader.largest() for loader in ranks]
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was drawn from"
+    assert all(same(batch, found[0]) for batch in found), "the ranks try different ones"
+    batches = [batch for steps in before for step in steps for batch in step.batches]
+    assert pixels_of(found[0]) == max(map(pixels_of, batches))
+    assert any(same(batch, found[0]) for batch in batches)
+    assert same([list(loader.steps(0, 8)) for loader in ranks], before), "the steps are others after it"
+
+
+def test_the_largest_micro_step_has_pixels_where_there_are_no_latents(tmp_path: Path) -> None:
+    source = {"path": str(folder_of(tmp_path / "photos", {"a.png": (80, 52), "b.png": (64, 64)})), "crop": "random"}
+    settings = DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}})
+    batch = loader_of(filled(settings, tmp_path / "cache"), text_fingerprint=None).largest()
+    assert batch.latents is None and batch.pixels is not None and batch.text is None
+    assert batch.pixels[0].numel() == 3 * pixels_of(batch)
+
+
+@given(st.data())
+def test_no_micro_step_that_is_looked_at_is_larger(data: st.DataObject) -> None:
+    """Buckets of any area, one or two resolutions, sources that join later, any split."""
+    areas = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True))
+    count = data.draw(st.integers(1, 12))
+    columns = data.draw(st.integers(1, 2))
+    ids = st.integers(0, len(areas) - 1)
+    rows = [
+        [data.draw(ids), *(data.draw(st.integers(-1, len(areas) - 1)) for _ in range(columns - 1))]
+        for _ in range(count)
+    ]
+    starts = [0, data.draw(st.integers(0, 30))]
+    plan = Plan(
+        [f"0/{i}" for i in range(count)],
+        np.array([0] + [data.draw(st.integers(0, 1)) for _ in range(count - 1)]),
+        np.array(rows),
+        buckets=[Bucket(area, 1) for area in areas],
+        draws=[Draw(repeats=data.draw(st.integers(1, 3)), start=start) for start in starts],
+        seed=0,
+        global_batch=data.draw(st.integers(1, 7)),
+    )
+    world, batch_size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    loader = object.__new__(Loader)
+    samples = SimpleNamespace(data=SimpleNamespace(plan=plan), batch=lambda chosen, cut: (chosen, cut))
+    loader._samples, loader._split = samples, SimpleNamespace(batch_size=batch_size, rank=0, world=world)
+
+    def size(chosen: Any, cut: range) -> int:
+        return len(cut) * chosen.buckets[cut.start].width
+
+    def largest_in(steps: range) -> int:
+        return max(
+            size(chosen, cut)
+            for chosen in map(plan.at, steps)
+            for rank in range(world)
+            for cut in plan.micro_steps(chosen, rank=rank, world=world, batch_size=batch_size)
+        )
+
+    found = size(*loader.largest())
+    assert found >= largest_in(range(plan.steps_per_epoch))
+    joined = (
+        next(step for step in range(starts[1], 100) if plan.epoch_of(step - 1) < plan.epoch_of(step))
+        if starts[1]
+        else 0
+    )
+    epoch = next(step for step in range(joined + 1, 200) if plan.epoch_of(step) > plan.epoch_of(joined))
+    assert found >= largest_in(range(joined, epoch))
