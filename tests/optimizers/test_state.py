@@ -2,11 +2,13 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.core.errors import InputError
 from lorakit.optimizers.state import adapted_rate, guarded_step, optimizer_state, restore_optimizer, weights_to_use
@@ -158,6 +160,30 @@ def test_what_is_bad_in_the_state_already_is_refused_too(kind: str) -> None:
     before = bits(trained.parameters)
     assert not trained.step(2).good
     assert bits(trained.parameters) == before
+
+
+class Reads(TorchDispatchMode):
+    """Counts the times that the host asks for a tensor's value, and so waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("good", [True, False])
+def test_a_guarded_step_waits_for_the_device_no_more_than_the_optimizer(kind: str, good: bool) -> None:
+    trained, plain = after(kind, 2), after(kind, 2)
+    trained.gradients(2)
+    plain.gradients(2)
+    with Reads() as own:
+        plain.optimizer.step()
+    with Reads() as ours:
+        guarded_step(trained.optimizer, trained.parameters, torch.tensor(good))
+    assert ours.count == own.count
+    assert (own.count == 0) == (kind not in ("prodigy", "adafactor"))
 
 
 def test_a_large_norm_is_no_reason() -> None:
