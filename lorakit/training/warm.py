@@ -22,9 +22,9 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     Raises InputError naming adapter.init_from where the file cannot be read, is of another base, or differs in layers,
     ranks or alphas; nothing is changed then.
     """
+    wanted = adapter_state(adapted)
     try:
-        state = read_adapter(file, family=family)
-        wanted = adapter_state(adapted)
+        state = read_adapter(file, family=family, assume_alpha=_rank_as_alpha(wanted))
         problems = _components(wanted, state, family.backbone)
         if not problems:
             check_state(state, {name: adaptable_layers(module) for name, module in adapted.items()})
@@ -34,6 +34,12 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     if problems:
         raise InputError([f"adapter.init_from = {printable(file)}: {problem}" for problem in problems])
     copy_adapter_state(adapted, state)
+
+
+def _rank_as_alpha(wanted: AdapterState) -> float | None:
+    """What a file that does not say its alphas is taken for: what most programs do, where the recipe does so too."""
+    ranks = {len(wanted.tensors[layer + FIRST]) for layer in wanted.layers()}
+    return float(min(ranks)) if len(ranks) == 1 and ranks == set(wanted.alphas.values()) else None
 
 
 def _section(component: str, backbone: str) -> str:
@@ -63,12 +69,12 @@ def _layers(wanted: AdapterState, given: AdapterState, backbone: str) -> list[st
         if asked - there:
             some = min(asked - there)
             problems.append(
-                f"it lacks {len(asked - there)} layers that {section}.targets names, like {some}: change it."
+                f"it lacks {len(asked - there)} layers that {section}.targets names, like {some}: take them out there."
             )
         if there - asked:
             some = printable(min(there - asked))
             problems.append(
-                f"it has {len(there - asked)} layers that {section}.targets does not name, like {some}: add."
+                f"it has {len(there - asked)} layers that {section}.targets does not name, like {some}: add them."
             )
         ranks = {(len(given.tensors[layer + FIRST]), len(wanted.tensors[layer + FIRST])) for layer in asked & there}
         alphas = {(given.alphas[layer], wanted.alphas[layer]) for layer in asked & there}
