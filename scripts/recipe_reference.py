@@ -26,18 +26,18 @@ TOML file; what is left out has the default shown. On the command line the same 
 
 def reference() -> str:
     """The page's text."""
-    parts = [HEAD]
+    parts, seen = [HEAD], set[str]()
     for section, (registry, chooser, default) in CHOSEN.items():
         for kind in registry.names():
             note = f'`{chooser} = "{kind}"`' + (", the default" if kind == default else "")
-            parts += [f"## [{section}]: {note}\n", *_tables(registry.module(kind).Settings, section)]
+            parts += [f"## [{section}]: {note}\n", *_tables(registry.module(kind).Settings, section, seen)]
     for section, settings in FIXED.items():
-        parts += [f"## [{section}]\n", *_tables(settings, section)]
+        parts += [f"## [{section}]\n", *_tables(settings, section, seen)]
     return "\n".join(parts)
 
 
-def _tables(settings: type[BaseModel], key: str) -> Iterator[str]:
-    """The table of one class, then those of the classes within it."""
+def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str]:
+    """The table of one class, then those of the classes within it that are not among the `seen` ones."""
     yield f"`{_file(settings)}`\n"
     yield "| key | value | default | what it does |\n|---|---|---|---|"
     inner: dict[str, type[BaseModel]] = {}
@@ -55,7 +55,11 @@ def _tables(settings: type[BaseModel], key: str) -> Iterator[str]:
     yield ""
     for label, model in inner.items():
         yield f"### {label}\n"
-        yield from _tables(model, label.strip("[]").split(" ")[0])
+        if label in seen:
+            yield "As above.\n"
+        else:
+            seen.add(label)
+            yield from _tables(model, label.strip("[]").split(" ")[0], seen)
 
 
 def _file(settings: type[BaseModel]) -> str:

@@ -35,7 +35,7 @@ FENCE = {
     "diffusion": BASE - {"PIL"},
     "adapters": BASE | {"peft"},
     "data": BASE | {"datasets", "imagehash", "xxhash", "blake3", "pillow_heif", "pillow_jxl"},
-    "optimizers": BASE | {"bitsandbytes", "prodigyopt", "schedulefree"},
+    "optimizers": BASE | {"bitsandbytes", "prodigyopt", "schedulefree", "transformers"},
     **dict.fromkeys(["families", "sampling", "captioning", "evaluation"], BASE | MODELS),
     "training": BASE | {"accelerate", "wandb", "tensorboard"},
     "recipe": BASE | {"tomli_w"},

@@ -32,6 +32,10 @@ _KNOWN = {
         # said whenever tokens are counted; what is cut off a caption, lorakit and the stock pipeline say themselves
         r"Token indices sequence length is longer than the specified maximum sequence length for this model",
     ],
+    "bitsandbytes.backends.cpu.ops": [
+        # a faster product of 4-bit weights, which nothing here computes on a CPU
+        r"Failed to load CPU gemm_4bit_forward from kernels-community",
+    ],
     "diffusers.models.modeling_utils": [
         # the list of modules is empty
         r"There are modules in \w+ that should be kept in float32: \[\]\.",

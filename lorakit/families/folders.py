@@ -81,6 +81,19 @@ def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str], w
         raise InputError(problems)
 
 
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a component's safetensors, by their layers' names, from the files' headers alone."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if key.endswith(".weight"):
+                    shapes[key.removesuffix(".weight")] = tuple(file.get_slice(key).get_shape())
+    return shapes
+
+
 def fingerprint(*folders: Path) -> str:
     """A digest of all files in `folders`, names and contents."""
     import hashlib

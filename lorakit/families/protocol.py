@@ -15,13 +15,21 @@ class Description:
     """What is known of a model without its weights.
 
     `side_multiple` is what picture sides must be a multiple of, in pixels; `resolution` the side it was trained at;
-    `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit.
+    `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit. `backbone` and
+    `default_targets` are the family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by
+    name, empty where the files are not here. A picture of (width, height) is `latent_size` numbers, a caption
+    `text_size`.
     """
 
     side_multiple: int
     resolution: int
     token_limit: int
     count_tokens: Callable[[str], int]
+    backbone: str
+    default_targets: Mapping[str, tuple[str, ...]]
+    weight_shapes: Callable[[str], Mapping[str, tuple[int, ...]]]
+    latent_size: Callable[[int, int], int]
+    text_size: int
 
 
 class Family(Protocol):

@@ -48,12 +48,18 @@ def describe(settings: Settings) -> Description:
     on_hub = not Path(settings.path).is_dir() and settings.path != "embedded"
     folders.check(folder, PARTS, pipelines=PIPELINES, weights=not on_hub)
     factor = _vae_factor(folder)
+    channels = folders.read_config(folder, "vae")["latent_channels"]
     tokenizer = _tokenizer(folder)
     return Description(
         side_multiple=factor,
         resolution=factor * folders.read_config(folder, "unet")["sample_size"],
         token_limit=tokenizer.model_max_length,
         count_tokens=lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids),
+        backbone=StableDiffusion.backbone,
+        default_targets=StableDiffusion.default_targets,
+        weight_shapes=lambda component: folders.weight_shapes(folder / component),
+        latent_size=lambda width, height: channels * (width // factor) * (height // factor),
+        text_size=tokenizer.model_max_length * folders.read_config(folder, "text_encoder")["hidden_size"],
     )
 
 

@@ -88,6 +88,15 @@ class Keeper:
     def _save(self, step: int) -> None:
         self.flush()
         trainee, folder = self.trainee, self.output / "checkpoints"
+        # first the smaller part: a run that is killed between the two writes it again when it goes on
+        with _tolerated(f"adapters/ has no file of step {step}"):
+            write_adapter(
+                self._handed_out(),
+                self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
+                format=self._format(),
+                family=trainee.family,
+                dtype=DTYPES[self.run.save_dtype],
+            )
         state = adapter_state(trainee.adapted)
         optimizer, numbers = optimizer_state(trainee.optimizer, trainee.parameters, group_state=trainee.group_state)
         checkpoint.save(
@@ -111,14 +120,6 @@ class Keeper:
                 **self.facts,
             },
         )
-        with _tolerated(f"step {step} is saved, but not its file in adapters/"):
-            write_adapter(
-                self._handed_out(),
-                self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
-                format=self._format(),
-                family=trainee.family,
-                dtype=DTYPES[self.run.save_dtype],
-            )
         with _tolerated("older checkpoints could not be removed"):
             best = checkpoint.best_steps(self.output / "validation.jsonl", folder, self.run.keep_best)
             checkpoint.prune(folder, keep_last=self.run.keep_last, keep_every=self.run.keep_every, keep=best)

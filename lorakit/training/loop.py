@@ -19,6 +19,7 @@ from lorakit.core.errors import DivergedError, InterruptedRun
 from lorakit.core.files import printable
 from lorakit.core.processes import gather_objects, rank
 from lorakit.data.loader import StepPlan
+from lorakit.optimizers.state import adapted_rate
 from lorakit.training.interrupt import Interrupt, decided
 from lorakit.training.step import StepReport, Trainee, learning_rates, run_step
 
@@ -164,6 +165,7 @@ def _record(
         "epoch": plan.epoch,
         "loss": None if report.skipped else report.loss,
         **learning_rates(trainee, factor),
+        **adapted_rate(trainee.optimizer),
         "grad_norm": None if report.skipped else report.grad_norm,
         "samples": list(plan.keys),
         "seconds": time.perf_counter() - started,

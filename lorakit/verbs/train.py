@@ -22,7 +22,7 @@ from lorakit.data.loader import Loader
 from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
 from lorakit.data.shards import Cache
-from lorakit.export.files import DTYPES
+from lorakit.export.files import DTYPES, read_file
 from lorakit.families.protocol import Family
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
@@ -38,6 +38,7 @@ from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 from lorakit.training.validation import DRAWS
 from lorakit.verbs.resume import EXAMPLES, newest_checkpoint, recipe_of, refuse_other_data, with_global_batch
+from lorakit.verbs.space import refuse_lack_of_space
 from lorakit.verbs.survey import global_batch, survey_recipe
 from lorakit.verbs.trainee import components_to_adapt, inject_adapters, make_trainee
 
@@ -81,11 +82,11 @@ def dry_run(recipe: Recipe) -> list[str]:
     quiet_libraries()
     output = Path(recipe.run.output)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watched())
+        interrupt = stack.enter_context(watched())
         recipe, runtime = _started(recipe, output)
         stack.enter_context(runtime)
         data, _ = on_first_rank(lambda: _data(recipe, output, resumed=False))
-        trainee, loader = _prepared(recipe, data, runtime, None)
+        trainee, loader = _prepared(recipe, data, runtime, None, interrupt)
         # what the first pass sets up is no part of a step's time
         report = dry_step(trainee, loader.largest(), count=global_batch(recipe), passes=2)
     return report.lines(
@@ -118,10 +119,12 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
             )
         if rank() == 0 and recipe.optimizer.schedule.warmup >= last_step:
             log.warning("optimizer.schedule.warmup is as long as the run: its learning rate never becomes the full one")
+        interrupt.check()
+        on_first_rank(lambda: refuse_lack_of_space(recipe, data, output, first_step=first_step, last_step=last_step))
         if not resumed:
             stack.enter_context(_owned(output, RunFolder.fresh, interrupt))
         with _begun(recipe, output, data, data_report, resumed=resumed):
-            trainee, loader = _prepared(recipe, data, runtime, found)
+            trainee, loader = _prepared(recipe, data, runtime, found, interrupt)
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
                 dry_step(trainee, loader.largest(), count=global_batch(recipe))
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
@@ -210,6 +213,13 @@ def _data(recipe: Recipe, output: Path, *, resumed: bool) -> tuple[Dataset, Data
             RunFolder.refuse_used(output)
     except InputError as error:
         problems += error.problems
+    parts = {"adapter": recipe.adapter, "adapter.text_encoder": recipe.adapter.text_encoder}
+    problems += recipe.optimizer.problems({f"{key}.lr": part and part.lr for key, part in parts.items()})
+    if recipe.adapter.init_from is not None and not resumed:
+        try:
+            read_file(Path(recipe.adapter.init_from))
+        except InputError as error:
+            problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
     if recipe.run.keep_best and surveyed.dataset and not (surveyed.dataset.validation() and recipe.run.validate_every):
@@ -224,20 +234,27 @@ def _data(recipe: Recipe, output: Path, *, resumed: bool) -> tuple[Dataset, Data
     return surveyed.usable(), surveyed.report
 
 
-def _prepared(recipe: Recipe, data: Dataset, runtime: Runtime, found: Checkpoint | None) -> tuple[Trainee, Loader]:
+def _prepared(
+    recipe: Recipe, data: Dataset, runtime: Runtime, found: Checkpoint | None, interrupt: Interrupt
+) -> tuple[Trainee, Loader]:
     """The model with its adapters, and what feeds it, from a filled cache."""
     family = families.load_settings(recipe.model)
     family.to(runtime.device, DTYPES[recipe.run.precision])
     adapted = components_to_adapt(recipe, family)
     inject_adapters(recipe, family, adapted)
-    loader = _loader(recipe, data, family, text_encoders_adapted=len(adapted) > 1)
+    interrupt.check()
+    loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=len(adapted) > 1)
     return make_trainee(recipe, data, family, adapted, runtime, found), loader
 
 
-def _loader(recipe: Recipe, data: Dataset, family: Family, *, text_encoders_adapted: bool) -> Loader:
+def _loader(
+    recipe: Recipe, data: Dataset, family: Family, interrupt: Interrupt, *, text_encoders_adapted: bool
+) -> Loader:
     """Fills the cache, with the other ranks, and makes the loader that reads it."""
     cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
-    encoded = fill_cache(cache, data, family, precision=recipe.run.precision, text=not text_encoders_adapted)
+    encoded = fill_cache(
+        cache, data, family, precision=recipe.run.precision, text=not text_encoders_adapted, check=interrupt.check
+    )
     return Loader(
         data,
         cache,
@@ -279,8 +296,9 @@ def _owned(output: Path, take: Callable[[Path], RunFolder], interrupt: Interrupt
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
-        for folder in folders:
-            folder.release(code=code, reason=reason)
+        with interrupt.noting():
+            for folder in folders:
+                folder.release(code=code, reason=reason)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def make_trainee(
     parameters = trainable_parameters(adapted)
     groups: list[dict[str, Any]] = []
     for name in adapted:
-        lr = _part(recipe, family, name).lr or recipe.optimizer.lr
+        lr = _part(recipe, family, name).lr or recipe.optimizer.full_rate
         own = [p for key, p in parameters.items() if key.startswith(f"{name}.")]
         groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
     chosen = OPTIMIZERS.module(recipe.optimizer.kind)
