@@ -1,5 +1,6 @@
 """Killing a run again and again until it is through, and comparing what it left with a run that nobody disturbed."""
 
+import shutil
 import signal
 import time
 from collections import Counter
@@ -42,9 +43,14 @@ def undisturbed(server: Server, recipe: Path, *, ranks: int = 1, patches: Sequen
 
 
 def goes_on(recipe: Path) -> tuple[str, ...]:
-    """The command line that a person gives after a kill: resume where there is a run, else start."""
+    """The command line that a person gives after a kill: resume where there is a run, else start anew."""
     folder = recipe.with_suffix("")
-    return ("train", "--resume", str(folder)) if (folder / "recipe.toml").exists() else ("train", str(recipe))
+    if (folder / "recipe.toml").exists():
+        return ("train", "--resume", str(folder))
+    if folder.exists():  # killed in the instant before it wrote its recipe: the message asks for this
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+        shutil.rmtree(folder)
+    return ("train", str(recipe))
 
 
 def survive(
