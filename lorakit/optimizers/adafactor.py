@@ -33,6 +33,10 @@ class Settings(Common):
     def full_rate(self) -> float:
         return 1.0 if self.lr is None else self.lr
 
+    @property
+    def state_size(self) -> float:
+        return 1.0 if self.beta1 is None else 2.0
+
     @model_validator(mode="after")
     def _relative(self) -> "Settings":
         if self.lr is None:

@@ -29,6 +29,11 @@ class Common(core_settings.Settings):
         """What the schedule's factor is multiplied by."""
         return self.lr
 
+    @property
+    def state_size(self) -> float:
+        """How many 32-bit numbers it keeps for each weight, at most."""
+        return 2.0
+
     def problems(self, rates: Mapping[str, float | None]) -> list[str]:
         """Why this optimizer cannot train here; `rates` are the parts' own by their keys, None where none is given.
 

@@ -20,6 +20,10 @@ class SignSettings(Bitsandbytes):
     weight_decay: float = Field(0.05, ge=0)
     """How far each step pulls the weights to zero, times the learning rate."""
 
+    @property
+    def state_size(self) -> float:
+        return 1.0
+
 
 class Settings(SignSettings):
     kind: Literal["lion"] = "lion"

@@ -34,6 +34,10 @@ class Settings(Adam):
 
     library = ("prodigyopt", "prodigy")
 
+    @property
+    def state_size(self) -> float:
+        return 2 + 2 / self.slice_p
+
     def problems(self, rates: Mapping[str, float | None]) -> list[str]:
         own = {key: rate for key, rate in rates.items() if rate is not None}
         if len({self.lr if rate is None else rate for rate in rates.values()}) <= 1:

@@ -1,6 +1,7 @@
 """What every registered optimizer offers, and the messages about what it cannot do here."""
 
 import importlib.machinery
+import math
 import sys
 from typing import Any
 
@@ -11,6 +12,8 @@ from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 from lorakit.optimizers import OPTIMIZERS, common
 from lorakit.optimizers.schedules import Schedule
+from lorakit.optimizers.state import optimizer_state
+from tests.optimizers.training import CASES, after
 
 KINDS = OPTIMIZERS.names()
 PARTS = ("adapter.lr", "adapter.text_encoder.lr")
@@ -126,6 +129,17 @@ def test_a_decay_that_does_nothing_is_refused(kind: str, schedule: dict[str, Any
     with pytest.raises(InputError, match=message):
         settings(kind, schedule=schedule)
     assert settings(kind, schedule={"kind": "constant"}).schedule == settings(kind).schedule
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_state_is_of_the_size_that_it_is_said_to_be(case: str) -> None:
+    shapes = {"unet.down": (16, 320), "unet.up": (320, 16), "unet.small": (4, 20)}  # the small one keeps 32 bits
+    trained = after(case, 2, shapes=shapes)
+    tensors, _ = optimizer_state(trained.optimizer, trained.parameters)
+    numbers = {name: sum(t.nbytes for key, t in tensors.items() if key.startswith(name)) / 4 for name in shapes}
+    said = OPTIMIZERS.module(trained.kind).Settings(**CASES[case]).state_size
+    most = max(number / math.prod(shapes[name]) for name, number in numbers.items())
+    assert said / 4 < most <= said + 0.02  # a counter beside it
 
 
 def test_shared_settings_are_no_optimizer() -> None:

@@ -12,16 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.core.errors import InputError
 from lorakit.optimizers.state import adapted_rate, guarded_step, optimizer_state, restore_optimizer, weights_to_use
-from tests.optimizers.training import CASES, Trained, bits, made
+from tests.optimizers.training import CASES, PAGED, SHAPES, after, bits, made
 
 KINDS = list(CASES)
-
-
-def after(kind: str, steps: int) -> Trained:
-    trained = made(kind)
-    for step in range(steps):
-        trained.step(step)
-    return trained
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,9 +135,10 @@ def test_a_refused_step_on_good_numbers_leaves_nothing_behind(kind: str, first: 
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "prodigy", "schedule_free", "adafactor"])
-def test_a_moment_that_overflows_is_refused(kind: str) -> None:
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_moment_that_overflows_is_refused(kind: str, steps: int) -> None:
     """A gradient of 1e30 is finite and its square is not."""
-    trained, other = after(kind, 2), after(kind, 2)
+    trained, other = after(kind, steps), after(kind, steps)
     trained.gradients(2)
     trained.parameters["unet.a"].grad[0, 0] = 1e30
     assert not trained.take(2).good
@@ -196,3 +190,21 @@ def test_a_large_norm_is_no_reason() -> None:
 def test_only_prodigy_adapts_its_rate() -> None:
     rates = {kind: adapted_rate(after(kind, 3).optimizer) for kind in KINDS}
     assert all((rates[kind] == {}) == (kind != "prodigy") for kind in KINDS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [*CASES, *PAGED])
+def test_on_a_gpu(kind: str) -> None:
+    on_gpu: dict[str, Any] = {
+        "device": "cpu",
+        "shapes": {**SHAPES, "unet.large": (400, 256)},
+    }  # paging begins at 100,000
+    whole, other = after(kind, 7, **on_gpu), after(kind, 4, **on_gpu)
+    assert not other.step(4, good=False).good
+    resumed = made(kind, seed=1, **on_gpu)
+    resumed.restore(*other.save())
+    for step in range(4, 7):
+        resumed.step(step)
+    assert resumed.save() == whole.save()
+    large = resumed.optimizer.state[resumed.parameters["unet.large"]]
+    assert getattr(large.get("state1"), "is_paged", False) == (kind in PAGED)
