@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorakit.core import processes
-from lorakit.core.errors import InputError, LorakitError
+from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.types import Text
 from lorakit.data.ahead import prepared
@@ -38,10 +38,12 @@ LATENTS_VERSION = 2
 TEXT_VERSION = 2
 """To be raised when the way from a caption to its conditioning changes."""
 
-# a shard is written when so many entries, bytes or seconds have come together; a kill loses no more
+# a shard is written when so many entries or bytes have come together
 _SHARD_ENTRIES = 2048
 _SHARD_BYTES = 128 << 20
-_SHARD_SECONDS = 20.0
+# or after a quarter of the seconds that the filling has taken, but no less and no more than these: so a kill loses a
+# fifth of the work or 20 s of it, and a filling writes some fifteen files and three a minute, which each run opens
+_SHARD_SECONDS = 2.0, 20.0
 
 
 class Filled(NamedTuple):
@@ -100,9 +102,13 @@ def fill_latents(
     what else is in a batch changes the last bits, and what else is missing must not. `on_progress` hears of every entry
     made, by any rank. Raises what `prepare` raises and, for latents that are not finite, InputError; on every rank.
     """
+    began = time.monotonic()
 
     def work(part: NDArray[Any]) -> Generator[int, None, None]:
-        with _Shards(cache) as shards, contextlib.closing(prepared(jobs, part, prepare, workers=workers)) as pictures:
+        with (
+            _Shards(cache, began) as shards,
+            contextlib.closing(prepared(jobs, part, prepare, workers=workers)) as pictures,
+        ):
             for batch in _batches(pictures, batch_size):
                 with torch.no_grad():
                     latents = encode(torch.stack([picture.pixels for _, picture in batch])).detach().float().cpu()
@@ -126,9 +132,10 @@ def fill_text(
 
     `encode` gives tensors of (1, …) by name, kept in their own precision.
     """
+    began = time.monotonic()
 
     def work(part: NDArray[Any]) -> Generator[int, None, None]:
-        with _Shards(cache) as shards:
+        with _Shards(cache, began) as shards:
             for job in part.tolist():
                 caption = captions[job]
                 with torch.no_grad():
@@ -170,7 +177,7 @@ def _fill(
         done, error = _round(work, parts[processes.rank()], math.inf if alone else processes.HEARTBEAT, on_progress)
         if error and alone:
             raise error
-        outcomes = processes.gather_objects((done, _portable(error)))
+        outcomes = processes.gather_objects((done, processes.portable(error)))
         if error:
             raise error
         for _, others in outcomes:
@@ -197,8 +204,9 @@ def _round(
     part: NDArray[Any],
     seconds: float,
     on_progress: Callable[[int], object] | None,
-) -> tuple[int, Exception | None]:
-    """Works on `part` for so many seconds, and says how much of it was done and written, and what went wrong."""
+) -> tuple[int, BaseException | None]:
+    """Works on `part` for so many seconds, and says how much of it was done and written, and what went wrong or, by a
+    signal, ended it."""
     done, end = 0, time.monotonic() + seconds
     try:
         with contextlib.closing(work(part)) as steps:
@@ -208,16 +216,9 @@ def _round(
                     on_progress(count)
                 if time.monotonic() >= end:
                     break
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return done, error
     return done, None
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """`error` as other ranks can raise it: one of a library may not survive the journey."""
-    if error is None or isinstance(error, LorakitError):
-        return error
-    return RuntimeError(f"rank {processes.rank()} failed: {type(error).__name__}: {error}")
 
 
 def _batches(pictures: Iterable[tuple[int, Prepared]], batch_size: int) -> Iterator[list[tuple[int, Prepared]]]:
@@ -236,10 +237,13 @@ def _batches(pictures: Iterable[tuple[int, Prepared]], batch_size: int) -> Itera
 
 
 class _Shards:
-    """Collects entries and writes them a shard at a time; on leaving, by an error too, what is left."""
+    """Collects entries and writes them a shard at a time; on leaving, by an error too, what is left.
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    `began` is when the filling did, whose rounds have each a collection of their own.
+    """
+
+    def __init__(self, cache: Cache, began: float) -> None:
+        self._cache, self._began = cache, began
         self._entries: dict[str, Mapping[str, Tensor]] = {}
         self._bytes = 0
         self._since = time.monotonic()
@@ -255,7 +259,8 @@ class _Shards:
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         self._entries[key] = tensors
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
-        late = time.monotonic() - self._since >= _SHARD_SECONDS
+        now, (shortest, longest) = time.monotonic(), _SHARD_SECONDS
+        late = now - self._since >= min(max((now - self._began) / 4, shortest), longest)
         if late or len(self._entries) >= _SHARD_ENTRIES or self._bytes >= _SHARD_BYTES:
             self._flush()
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,9 +154,29 @@ def test_an_interrupted_filling_keeps_what_it_had_and_goes_on_to_the_same_bits(t
 
 @pytest.mark.parametrize("setting", ["_SHARD_ENTRIES", "_SHARD_BYTES", "_SHARD_SECONDS"])
 def test_shards_are_written_as_the_filling_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
-    monkeypatch.setattr(module, setting, {"_SHARD_ENTRIES": 2, "_SHARD_BYTES": 300, "_SHARD_SECONDS": 0.0}[setting])
+    monkeypatch.setattr(
+        module, setting, {"_SHARD_ENTRIES": 2, "_SHARD_BYTES": 300, "_SHARD_SECONDS": (0.0, 0.0)}[setting]
+    )
     fill(Cache(tmp_path), Jobs())
     assert len(list(tmp_path.iterdir())) == (6 if setting == "_SHARD_SECONDS" else 3)
+
+
+def test_early_work_is_written_soon_and_late_work_in_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [1000.0], []
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    cache = Cache(tmp_path)
+    monkeypatch.setattr(cache, "write", lambda entries: written.append((clock[0] - 1000, len(entries))))
+
+    def encode(pixels: Tensor) -> Tensor:
+        clock[0] += 0.5
+        return torch.nn.functional.avg_pool2d(pixels, 4)
+
+    assert fill(cache, Jobs(600), encode=encode).made == 600
+    assert sum(count for _, count in written) == 600
+    times = [0.0, *(at for at, _ in written)]
+    for before, after in itertools.pairwise(times):
+        assert after - before <= min(max(2.0, after / 4), 20.0) + 0.5
+    assert len(written) < 30
 
 
 def test_batches_hold_one_size(tmp_path: Path) -> None:
@@ -298,12 +320,12 @@ def test_the_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPa
 # -- several processes ----------------------------------------------------------------------------------------------
 
 WORKER = """
-import datetime, json, os, sys, time
+import datetime, json, os, signal, sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
 from lorakit.core import processes
-from lorakit.core.errors import InputError
+from lorakit.core.errors import InputError, Stopped, StorageError
 from lorakit.data.cache import Cache, fill_latents, fill_text, text_key
 from tests.data.test_cache import Jobs, key_of, prepare
 
@@ -337,8 +359,10 @@ def run(scenario):
     def encode(pixels):
         if scenario == "slow" and rank == 1:
             time.sleep(0.2)
-        elif scenario in ("killed", "raises"):
+        elif scenario in ("killed", "raises", "stopped", "full"):
             time.sleep(0.05)
+        if scenario == "stopped" and rank == 1 and len(made) == 3:
+            signal.raise_signal(signal.SIGTERM)
         if scenario == "breaks" and rank == 0:
             raise RuntimeError("out of memory")
         made.append(round(float(pixels.flatten()[0]) * 10))
@@ -348,6 +372,11 @@ def run(scenario):
         made.append(captions[0])
         return {"states": torch.ones(1, 2)}
 
+    def refuse(entries):
+        raise StorageError("the disk is full")
+
+    if scenario == "full" and rank == 1:
+        cache.write = refuse
     workers = 1 if scenario == "workers" else 0
     try:
         filled = fill_latents(
@@ -356,10 +385,14 @@ def run(scenario):
         assert all(cache.has(key_of(number)) for number in range(40)), "every rank has all of it"
         assert fill_text(cache, [f"caption {i}" for i in range(9)], encode=text, fingerprint="clip") == (9, 0)
         assert all(cache.has(text_key(f"caption {i}", "clip")) for i in range(9))
-    except Exception as caught:
+    except (Exception, KeyboardInterrupt) as caught:
         error = type(caught).__name__, str(caught)
     return {"made": made, "filled": filled, "heard": sum(heard), "error": error, "longest": max(waits)}
 
+def stop(number, frame):
+    raise Stopped(number)
+
+signal.signal(signal.SIGTERM, stop)
 print(json.dumps({scenario: run(scenario) for scenario in scenarios}))
 processes.leave()
 """
@@ -397,7 +430,7 @@ def run_two(scenarios: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
     """All scenarios in one pair of processes, as starting them takes longest."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, run_two("equal,workers,slow,raises,breaks", folder)
+    return folder, run_two("equal,workers,slow,raises,breaks,stopped,full", folder)
 
 
 @pytest.mark.parametrize("scenario", ["equal", "workers"])
@@ -427,6 +460,18 @@ def test_what_one_rank_raises_every_rank_raises(two: Any) -> None:
     kept = [m for rank in said for m in rank["made"]]
     assert kept
     assert all(Cache(two[0] / "raises").has(key_of(number)) for number in kept)
+
+
+def test_a_signal_on_one_rank_ends_all_and_what_was_made_is_kept(two: Any) -> None:
+    said = two[1]["stopped"]
+    assert [rank["error"] for rank in said] == [["Stopped", "Stopped by SIGTERM."]] * 2
+    kept = [m for rank in said for m in rank["made"]]
+    assert len(said[1]["made"]) == 3 and len(said[0]["made"]) < 20
+    assert all(Cache(two[0] / "stopped").has(key_of(number)) for number in kept)
+
+
+def test_a_full_disk_on_one_rank_ends_all(two: Any) -> None:
+    assert [rank["error"] for rank in two[1]["full"]] == [["StorageError", "the disk is full"]] * 2
 
 
 def test_what_breaks_a_rank_ends_the_other_too(two: Any) -> None:
