@@ -57,10 +57,10 @@ def _together() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo and NCCL have no class of their own for it
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = f"{error}".partition(". This is typically")[0].rpartition("] ")[2]  # gloo's, without its source line
         raise LostProcess(
             f"Another of the {world()} processes has ended or does not answer: look at what it said. "
-            f"What was saved is there to go on from. (rank {rank()}: {first})"
+            f"What was saved is there to go on from. (rank {rank()}: {why})"
         ) from error
 
 
