@@ -4,6 +4,7 @@ What does not fit into memory fails there at once instead of hours later, when t
 `lorakit train --dry-run` tells from it how long a run takes.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -54,19 +55,19 @@ class DryReport:
         return found
 
 
-def dry_step(trainee: Trainee, batch: Batch, *, count: int, passes: int = 1) -> DryReport:
+def dry_step(trainee: Trainee, batch: Batch, *, count: int, state_size: float = 2.0, passes: int = 1) -> DryReport:
     """Tries the micro step `batch`, with room for what the optimizer will hold, `passes` times; the last is timed.
 
-    On all ranks together. Weights, optimizer, loss scale and random generators are afterwards as they were, and there
-    are no gradients. Raises InputError, on every rank, where the memory of one does not suffice, or an operation has no
-    deterministic form.
+    `state_size` is how many 32-bit numbers that is for each weight. On all ranks together. Weights, optimizer, loss
+    scale and random generators are afterwards as they were, and there are no gradients. Raises InputError, on every
+    rank, where the memory of one does not suffice, or an operation has no deterministic form.
     """
     report, problem = None, None
     devices = [trainee.device] if trainee.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
             for _ in range(passes):
-                report = _measured(trainee, batch, count=count)
+                report = _measured(trainee, batch, count=count, state_size=state_size)
         except (RuntimeError, MemoryError) as error:
             problem = _problem(error, batch)
             if problem is None:
@@ -82,7 +83,7 @@ def dry_step(trainee: Trainee, batch: Batch, *, count: int, passes: int = 1) -> 
     return report
 
 
-def _measured(trainee: Trainee, batch: Batch, *, count: int) -> DryReport:
+def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) -> DryReport:
     own = sum(parameter.nbytes for parameter in trainee.parameters.values())
     held = sum(v.nbytes for state in trainee.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
     room = partial(torch.empty, dtype=torch.uint8, device=trainee.device)
@@ -91,7 +92,7 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int) -> DryReport:
         torch.cuda.synchronize(trainee.device)
         torch.cuda.reset_peak_memory_stats(trainee.device)
     started = time.perf_counter()
-    moments = room(max(0, 2 * own - held))  # Adam's; others need less, or little more
+    moments = room(max(0, math.ceil(state_size * own) - held))
     forward_backward(trainee, ready(trainee, batch), count=count)
     room(2 * (own + moments.nbytes + held))  # what a step keeps to be able to take itself back
     if cuda:

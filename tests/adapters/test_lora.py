@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lorakit.adapters import ADAPTERS, adapter_state, load_adapter_state, lora, trainable_parameters
+from lorakit.adapters.state import adaptable_layers
 from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 
@@ -120,3 +121,17 @@ def test_rslora_reaches_the_text_encoder() -> None:
     kept = lora.Settings(rslora=True, text_encoder=lora.PartSettings(rank=9, alpha=2.0, rslora=False))
     assert kept.text_encoder is not None
     assert kept.text_encoder.effective_alpha == 2.0
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("proj",), ("0",), ("nothing",)])
+@pytest.mark.parametrize("part", [lora.Settings(rank=3), lora.PartSettings(rank=1)])
+def test_weights_are_counted_without_a_model(targets: tuple[str, ...], part: lora.Settings) -> None:
+    """From the shapes of the layers alone; `0` ends `to_out.0`'s name."""
+    model = net()
+    shapes = {name: tuple(layer.weight.shape) for name, layer in adaptable_layers(model).items()}
+    counted = lora.weight_count(shapes, part, targets)
+    if targets == ("nothing",):
+        assert counted == 0
+        return
+    lora.inject(model, part, targets=targets, seed=0)
+    assert counted == sum(p.numel() for p in trainable_parameters({"net": model}).values())

@@ -139,6 +139,9 @@ def test_room_is_made_for_what_the_optimizer_does_not_hold_yet(monkeypatch: pyte
     own = 72 * 8
     dry_step(t, sized(), count=2)
     assert asked == [2 * own, 2 * 3 * own], "two moments, and copies of weights and moments while a step is taken"
+    asked.clear()
+    dry_step(t, sized(), count=2, state_size=4.25)
+    assert asked == [4.25 * own, 2 * 5.25 * own]
     run_step(t, [batch([0])], count=1, lr_factor=1.0)
     asked.clear()
     dry_step(t, sized(), count=2)
