@@ -44,17 +44,21 @@ def digest(tensor: Any) -> str | None:
     return None if tensor is None else hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
+_trace: list[int] = []  # the open file
+
+
+def say(event: str, **facts: Any) -> None:
+    os.write(_trace[0], json.dumps({"event": event, **facts}).encode() + b"\n")
+
+
 def trace(file: Path) -> None:
     """Writes a line for each moment of a run, see the docstring of harness.py.
 
     "micro" tells what is computed on, "finish" the hash of the trained weights. Micro steps before the loop (a dry
     step) are not told.
     """
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    _trace.append(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     looping = []
-
-    def say(event: str, **facts: Any) -> None:
-        os.write(handle, json.dumps({"event": event, **facts}).encode() + b"\n")
 
     def micro(original: Any, trainee: Any, batch: Any, **kwargs: Any) -> Any:
         if looping:
@@ -113,13 +117,13 @@ def slow(where: str, seconds: float) -> None:
     wrap(where, around)
 
 
-def fails(where: str, error: str = "RuntimeError", after: int = 0) -> None:
-    """The function at `where` raises, after it was called `after` times."""
+def fails(where: str, error: str = "RuntimeError", after: int = 0, times: int = 1_000_000) -> None:
+    """The function at `where` raises, so many `times` after it was called `after` times."""
     calls = [0]
 
     def around(original: Any, *args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] > after:
+        if after < calls[0] <= after + times:
             raise {"RuntimeError": RuntimeError, "OSError": OSError}[error]("planted")
         return original(*args, **kwargs)
 
@@ -137,6 +141,63 @@ def dies(where: str, after: int = 0, number: int = signal.SIGKILL) -> None:
         return original(*args, **kwargs)
 
     wrap(where, around)
+
+
+def not_finite(what: str, steps: list[int], only_rank: int | None = None) -> None:
+    """Plants what is not finite in these optimizer steps: in the "latents" or the "loss" of the step's first example,
+    in one number of a "gradient", or of a "moment" that the optimizer writes.
+
+    The trace's "update" tells of each step whether the weights are the same after it."""
+    import torch
+
+    from lorakit.core.processes import rank
+
+    done, planted = [0], [False]
+
+    def bad(tensor: Any) -> Any:
+        tensor = tensor.clone()
+        tensor.view(-1)[0] = float("nan")
+        return tensor
+
+    def run_step(original: Any, trainee: Any, *args: Any, **kwargs: Any) -> Any:
+        done[0] += 1
+        planted[0] = done[0] in steps and only_rank in (None, rank())
+        before = [digest(parameter) for parameter in trainee.parameters.values()]
+        report = original(trainee, *args, **kwargs)
+        after = [digest(parameter) for parameter in trainee.parameters.values()]
+        say("update", step=done[0], same=before == after)
+        return report
+
+    def forward(original: Any, trainee: Any, batch: Any, **kwargs: Any) -> Any:
+        if not planted[0]:
+            return original(trainee, batch, **kwargs)
+        planted[0] = what == "moment"  # once in a step
+        if what == "latents":
+            batch = dataclasses.replace(batch, latents=bad(batch.latents))
+        if what == "loss":
+
+            def objective(*given: Any) -> Any:
+                report = trainee.objective(*given)
+                return dataclasses.replace(report, per_example=report.per_example * bad(batch.weight))
+
+            return original(dataclasses.replace(trainee, objective=objective), batch, **kwargs)
+        made = original(trainee, batch, **kwargs)
+        if what == "gradient":
+            first = next(iter(trainee.parameters.values()))
+            first.grad = bad(first.grad)
+        return made
+
+    def step(original: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        made = original(optimizer, *args, **kwargs)
+        if planted[0]:
+            next(iter(optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = float("inf")
+        return made
+
+    wrap("lorakit.training.step:run_step", run_step)
+    wrap("lorakit.training.step:forward_backward", forward)
+    if what == "moment":
+        original = torch.optim.AdamW.step
+        torch.optim.AdamW.step = lambda self, *args: step(original, self, *args)  # type: ignore[method-assign]
 
 
 # -- planted bugs: each loses something of a resume, and must be seen in the comparison ------------------------------
