@@ -5,7 +5,7 @@ import torch
 from lorakit.optimizers import adamw
 from lorakit.optimizers.adamw8bit import Settings, build
 
-VALUES = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.5}
+VALUES = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 0.1, "weight_decay": 0.5}
 
 
 def run(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> torch.Tensor:

@@ -23,7 +23,15 @@ def bowl(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], st
 def test_the_librarys_own(capsys: pytest.CaptureFixture[str]) -> None:
     from prodigyopt import Prodigy
 
-    values = {"lr": 0.5, "betas": (0.8, 0.95), "eps": 1e-6, "d0": 1e-4, "d_coef": 2.0, "growth_rate": 1.5, "slice_p": 3}
+    values = {
+        "lr": 0.5,
+        "betas": (0.8, 0.95),
+        "eps": 0.1,
+        "d0": 1e-4,
+        "d_coef": 2.0,
+        "growth_rate": 1.02,
+        "slice_p": 3,
+    }
     ours, theirs = ([torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (30, 7)] for _ in range(2))
     optimizer = build(
         Settings(**values, weight_decay=0.1), [{"params": [w], "name": str(i)} for i, w in enumerate(ours)]

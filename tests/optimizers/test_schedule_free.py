@@ -7,7 +7,7 @@ from torch import Tensor
 from lorakit.optimizers.schedule_free import Settings, build
 from lorakit.optimizers.state import weights_to_use
 
-BETA1, BETA2, EPS, DECAY = 0.8, 0.95, 1e-6, 0.1
+BETA1, BETA2, EPS, DECAY = 0.8, 0.95, 0.1, 0.1
 RATES = [0.01, 0.02, 0.03, 0.03, 0.03]
 
 

@@ -20,9 +20,13 @@ SHAPES = {
     "unet.zero": (6, 5),
     "text_encoder.c": (7, 6),
     "text_encoder.d": (5,),
+    "text_encoder.e": (60, 70),
 }
 # every registered optimizer, and what one of them becomes by a setting
-CASES: dict[str, dict[str, Any]] = {kind: {} for kind in OPTIMIZERS.names()} | {"adafactor with lr": {"lr": 1e-3}}
+CASES: dict[str, dict[str, Any]] = {kind: {} for kind in OPTIMIZERS.names()} | {
+    "prodigy": {"d0": 1e-2, "d_coef": 10.0},  # its estimate grows at each step
+    "adafactor with lr": {"lr": 1e-3},
+}
 PAGED: dict[str, dict[str, Any]] = {f"{kind} paged": {"paged": True} for kind in ("adamw8bit", "lion", "lion8bit")}
 ONE_RATE = {"prodigy", "adafactor"}
 
