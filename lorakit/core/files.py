@@ -30,19 +30,19 @@ _REMEDY = {
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of the disk met while writing `path` into StorageError; other OSErrors pass."""
+def storage_errors(path: Path, *, deed: str = "written") -> Iterator[None]:
+    """Turns an OSError of the disk met while `path` is written, or read, into StorageError; other OSErrors pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in _REMEDY:
             raise
-        raise StorageError(f"{printable(path)} could not be written: {_REMEDY[error.errno]}") from error
+        raise StorageError(f"{printable(path)} could not be {deed}: {_REMEDY[error.errno]}") from error
     except Exception as error:
         # safetensors wraps an OSError in its own error and keeps only the text
         for number, remedy in _REMEDY.items():
             if f"os error {number})" in str(error):
-                raise StorageError(f"{printable(path)} could not be written: {remedy}") from error
+                raise StorageError(f"{printable(path)} could not be {deed}: {remedy}") from error
         raise
 
 
@@ -91,10 +91,12 @@ def remove_folder(path: Path) -> None:
     """Removes the folder at `path`, which disappears at once; what a kill leaves of it is named like other litter."""
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)  # where an earlier removal failed
-    with storage_errors(path):
-        os.rename(path, aside)
-        _sync(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with storage_errors(path):
+            os.rename(path, aside)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def rename(source: Path, target: Path) -> None:

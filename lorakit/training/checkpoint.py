@@ -26,6 +26,7 @@ from lorakit.core.files import (
     rename,
     safetensors_bytes,
     sha256_file,
+    storage_errors,
 )
 from lorakit.training.metrics import records
 
@@ -140,9 +141,10 @@ def damage(path: Path) -> str | None:
 
 def load(path: Path) -> Checkpoint:
     """The checkpoint at `path`, taken to be whole (see `damage`)."""
-    names = [name for name in json.loads((path / MANIFEST).read_bytes()) if name != STATE]
-    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-    return Checkpoint(path, tensors, json.loads((path / STATE).read_bytes()))
+    with storage_errors(path, deed="read"):
+        names = [name for name in json.loads((path / MANIFEST).read_bytes()) if name != STATE]
+        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+        return Checkpoint(path, tensors, json.loads((path / STATE).read_bytes()))
 
 
 def listed(folder: Path) -> list[Path]:

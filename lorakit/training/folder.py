@@ -83,8 +83,10 @@ class RunFolder:
         for pattern in _WRITTEN:
             for folder in self.path.glob(pattern) if pattern else [self.path]:
                 for left in litter(folder):
-                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-        (self.path / "exit.json").unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # it harms nobody
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with storage_errors(self.path / "exit.json"):
+            (self.path / "exit.json").unlink(missing_ok=True)
 
     def _sign(self) -> None:
         assert self._lock is not None

@@ -28,7 +28,8 @@ class MetricsFile:
         self._size = 0  # of what is whole in the file
         self._warned = False
         if path.exists():
-            kept = b"".join(line + b"\n" for line in whole_lines(path) if json.loads(line)["step"] <= step)
+            with storage_errors(path, deed="read"):
+                kept = b"".join(line + b"\n" for line in whole_lines(path) if json.loads(line)["step"] <= step)
             write_bytes(path, kept)
             self._size = len(kept)
 

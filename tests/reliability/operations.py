@@ -14,6 +14,7 @@ from typing import Any
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 REMOVALS = {"os.remove", "os.rmdir"}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 Act = Callable[[str, Callable[[], object]], None]
 
@@ -25,11 +26,10 @@ class Operations:
     def __init__(self) -> None:
         self.act: Act | None = None
         sys.addaudithook(self._audit)
-        fsync, unpatched = os.fsync, io.open
+        unpatched = io.open
 
-        def watched_fsync(handle: int) -> None:
-            self._before("fsync")
-            fsync(handle)
+        def watched_fsync(_: int) -> None:
+            self._before("fsync")  # and nothing: only a power cut would tell, and it is what takes the time
 
         def watched_open(file: Any, mode: str = "r", buffering: int = -1, *more: Any, **how: Any) -> Any:
             if self.act is None or not {*mode} & {*"wax+"}:
@@ -43,9 +43,9 @@ class Operations:
         os.fsync = watched_fsync
         io.open = builtins.open = watched_open
 
-    def _audit(self, event: str, _: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, about: tuple[Any, ...]) -> None:
         if event in EVENTS:
-            self._before(event)
+            self._before("open to write" if event == "open" and about[2] & _WRITING else event)
 
     def _before(self, name: str) -> None:
         self.ahead(name, lambda: None)
