@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from lorakit.core.errors import InterruptedRun, Stopped
+from lorakit.core.processes import gather_objects
 from lorakit.training.control import Control
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -79,6 +80,10 @@ class Interrupt:
         asked, self._asked = self._asked, set()  # a signal between these two still finds the set that is read below
         stops = [float(number == self._stop) for number in STOPS]
         return (*stops, float("save" in asked), float("sample" in asked))
+
+    def stop_of_any(self) -> int | None:
+        """The signal that asks for a stop, of the first rank that was asked; all ranks call this together."""
+        return next((number for number in gather_objects(self._stop if self.pending else None) if number), None)
 
     def _look(self) -> None:
         words = self._control.read() if self._control else frozenset()

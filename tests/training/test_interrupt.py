@@ -96,6 +96,15 @@ def test_votes_of_several_ranks_are_one_decision() -> None:
     assert decided((0.0, 0.0, 1.0, 0.0)) == Wishes(None, save=True, sample=False)
 
 
+def test_a_stop_of_any_rank_is_one_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched() as interrupt, interrupt.noting():
+        assert interrupt.stop_of_any() is None
+        monkeypatch.setattr(module, "gather_objects", lambda mine: [None, mine, 15])
+        assert interrupt.stop_of_any() == 15
+        send(signal.SIGINT)
+        assert interrupt.stop_of_any() == 2
+
+
 def test_words_in_the_control_file_are_wishes(tmp_path: Path) -> None:
     interrupt = Interrupt()
     (tmp_path / "control").write_text("stop\n")
