@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -37,7 +38,9 @@ def test_a_file_is_written_with_its_folders_and_without_litter(tmp_path, write):
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG]
+)
 def test_a_failing_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, monkeypatch, write, call, number):
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -76,24 +79,90 @@ with files.written_aside(Path(sys.argv[1])) as aside:
     assert path.read_bytes() == b"old"
 
 
-def test_what_is_renamed_was_synced_and_so_is_the_folder_after(tmp_path, monkeypatch):
-    events = []
-    fsync, replace = os.fsync, os.replace
+@pytest.fixture
+def events(monkeypatch):
+    """What is synced and renamed, in order, by the end of its name."""
+    seen = []
 
-    def watched_fsync(handle):
-        events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
-        fsync(handle)
+    def watch(name, kind, about):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args: (seen.append((kind, about(*args))), real(*args))[1])
 
-    def watched_replace(source, target):
-        events.append(("rename", os.path.basename(target)))
-        replace(source, target)
+    watch("fsync", "sync", lambda handle: os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+    watch("replace", "rename", lambda _, target: os.path.basename(target))
+    watch("rename", "rename", lambda _, target: os.path.basename(target))
+    return seen
 
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "replace", watched_replace)
+
+def test_what_is_renamed_was_synced_and_so_is_the_folder_after(tmp_path, events):
     files.write_bytes(tmp_path / "file", b"x")
     assert [kind for kind, _ in events] == ["sync", "rename", "sync"]
     assert "file" in events[0][1]
     assert events[2] == ("sync", tmp_path.name)
+
+
+def test_all_within_a_folder_is_synced_before_it_appears(tmp_path, events):
+    with files.folder_aside(tmp_path / "step-1") as aside:
+        (aside / "nested").mkdir()
+        (aside / "nested" / "file").touch()
+    synced, last = {name for kind, name in events[:3]}, events[3:]
+    assert synced == {"file", "nested", aside.name}
+    assert last == [("rename", "step-1"), ("sync", tmp_path.name)]
+
+
+def test_a_folder_that_is_removed_is_gone_before_its_files_are(tmp_path, events):
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "file").touch()
+    files.remove_folder(tmp_path / "step-1")
+    (_, aside), last = events
+    assert files.litter(tmp_path) == [] and list(tmp_path.iterdir()) == [] and last == ("sync", tmp_path.name)
+    (tmp_path / aside).mkdir()  # as a kill leaves it
+    assert files.litter(tmp_path) == [tmp_path / aside]
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_folder_that_cannot_be_removed_stays_or_goes(tmp_path, monkeypatch, call):
+    (tmp_path / "step-1").mkdir()
+    monkeypatch.setattr(os, call, fails(errno.EACCES))
+    with pytest.raises(StorageError, match="permission"):
+        files.remove_folder(tmp_path / "step-1")
+    assert [p.name for p in tmp_path.iterdir()] == (["step-1"] if call == "rename" else [])
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(tmp_path, monkeypatch):
+    fsync, numbers = os.fsync, [errno.EINVAL]
+
+    def no_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(numbers[0], "no")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    files.write_bytes(tmp_path / "file", b"x")
+    with files.folder_aside(tmp_path / "folder") as aside:
+        (aside / "x").touch()
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
+    numbers[0] = errno.EIO
+    with pytest.raises(StorageError, match="input/output"):
+        files.write_bytes(tmp_path / "file", b"x")
+    monkeypatch.setattr(os, "fsync", fails(errno.EINVAL))
+    with pytest.raises(OSError, match="Invalid argument"):
+        files.write_bytes(tmp_path / "file", b"x")
+
+
+def test_the_first_error_is_told_where_cleaning_up_fails_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
+    monkeypatch.setattr(os, "unlink", fails(errno.EIO))
+    monkeypatch.setattr(os, "rmdir", fails(errno.EIO))
+    with pytest.raises(StorageError, match="disk is full"):
+        files.write_bytes(tmp_path / "file", b"x")
+    with pytest.raises(StorageError, match="disk is full"), files.folder_aside(tmp_path / "folder") as aside:
+        (aside / "x").touch()
+
+
+def test_what_could_not_be_read_is_not_said_to_be_written(tmp_path):
+    with pytest.raises(StorageError, match="could not be read: the disk"), files.storage_errors(tmp_path, deed="read"):
+        raise OSError(errno.EIO, "")
 
 
 def test_a_full_disk_met_by_safetensors_is_a_full_disk(tmp_path):
@@ -147,6 +216,8 @@ def test_a_folder_never_replaces_what_is_there(tmp_path):
 def test_json_refuses_what_no_other_program_reads(tmp_path):
     files.write_json(tmp_path / "f", {"é": [1, 0.1, None]})
     assert json.loads((tmp_path / "f").read_text(encoding="utf-8")) == {"é": [1, 0.1, None]}
+    files.write_json(tmp_path / "f", "undecodable \udcff")
+    assert json.loads((tmp_path / "f").read_bytes()) == "undecodable \udcff"
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="JSON compliant"):
             files.write_json(tmp_path / "f", value)
