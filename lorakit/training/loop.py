@@ -115,14 +115,21 @@ def run_loop(
     """
     skipped, loss, proven = 0, None, None
 
-    def look(step: int, *, sample: bool) -> None:
+    def look(step: int, *, saved: bool, sample: bool = False) -> None:
         last = step == last_step
-        if sample or (sample_every and step and (last or step % sample_every == 0)):
+        sample = sample or bool(sample_every and step and (last or step % sample_every == 0))
+        validate = bool(validate_every and (last or step % validate_every == 0))
+        if sample:
             hooks.sample(step)
-        if validate_every and (last or step % validate_every == 0):
+        if validate:
             hooks.validate(step)
+        # both give up where a stop is asked for; here and now, for only a resume at this very step makes them again
+        if (sample or validate) and (number := interrupt.stop_of_any()) is not None:
+            if not saved:
+                hooks.save(step, needed=True)
+            raise _stopped(step, number)
 
-    look(first_step, sample=False)
+    look(first_step, saved=True)
     for step in range(first_step + 1, last_step + 1):
         started = time.perf_counter()
         plan = next(plans)
@@ -145,15 +152,17 @@ def run_loop(
             )
         wishes = decided(report.votes)
         needed = step == last_step or wishes.stop is not None
-        saved = (needed or wishes.save or (save_every and step % save_every == 0)) and hooks.save(step, needed=needed)
+        due = needed or wishes.save or bool(save_every and step % save_every == 0)
+        saved = due and hooks.save(step, needed=needed)
         if wishes.stop is not None:
-            assert saved, "a save that is needed is there or has raised"
-            raise InterruptedRun(
-                f"Stopped; step {step} is saved, and `lorakit train --resume` goes on from there.",
-                signal_number=wishes.stop,
-            )
-        look(step, sample=wishes.sample)
+            raise _stopped(step, wishes.stop)
+        look(step, saved=saved, sample=wishes.sample)
     return LoopReport(last_step, loss)
+
+
+def _stopped(step: int, number: int) -> InterruptedRun:
+    done = f"step {step} is saved" if step else "no step was done"
+    return InterruptedRun(f"Stopped; {done}, and `lorakit train --resume` goes on from there.", signal_number=number)
 
 
 def _record(

@@ -158,6 +158,7 @@ def run_step(
         nn.utils.clip_grads_with_norm_(parameters, trainee.max_grad_norm, norm)
     for group in trainee.optimizer.param_groups:
         group["lr"] = group["full_lr"] * lr_factor
+    # a norm that overflows is refused too: clipping would make nothing of such gradients
     taken = guarded_step(trainee.optimizer, trainee.parameters, norm.isfinite() & loss.isfinite())
     overflow = False
     if trainee.scaler:

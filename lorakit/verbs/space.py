@@ -38,6 +38,7 @@ def refuse_lack_of_space(recipe: Recipe, data: Dataset, output: Path, *, first_s
             keep_best=recipe.run.keep_best,
             first_step=first_step,
             dtype_bytes=DTYPES[recipe.run.save_dtype].itemsize,
+            optimizer_factor=recipe.optimizer.state_size,
             ema=recipe.run.ema is not None,
             pictures=drawn and drawn * ((last_step - first_step) // recipe.run.sample_every + 1),
             picture_pixels=pixels,

@@ -28,7 +28,7 @@ from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
 from lorakit.training.checkpoint import Checkpoint
-from lorakit.training.dry import dry_step
+from lorakit.training.dry import DryReport, dry_step
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import Interrupt, watched
 from lorakit.training.keeper import Keeper
@@ -88,7 +88,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         data, _ = on_first_rank(lambda: _data(recipe, output, resumed=False))
         trainee, loader = _prepared(recipe, data, runtime, None, interrupt)
         # what the first pass sets up is no part of a step's time
-        report = dry_step(trainee, loader.largest(), count=global_batch(recipe), passes=2)
+        report = _dry(recipe, trainee, loader, passes=2)
     return report.lines(
         accumulate=recipe.run.accumulate,
         steps=recipe.run.steps or data.plan.steps_in(recipe.run.epochs or 1),
@@ -126,7 +126,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         with _begun(recipe, output, data, data_report, resumed=resumed):
             trainee, loader = _prepared(recipe, data, runtime, found, interrupt)
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
-                dry_step(trainee, loader.largest(), count=global_batch(recipe))
+                _dry(recipe, trainee, loader)
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
         keeper = Keeper(
             output=output,
@@ -269,6 +269,16 @@ def _loader(
     )
 
 
+def _dry(recipe: Recipe, trainee: Trainee, loader: Loader, *, passes: int = 1) -> DryReport:
+    return dry_step(
+        trainee,
+        loader.largest(),
+        count=global_batch(recipe),
+        passes=passes,
+        state_size=recipe.optimizer.state_size,
+    )
+
+
 # -- the run's folder --------------------------------------------------------------------------------------------
 
 
@@ -276,11 +286,13 @@ def _loader(
 def _owned(output: Path, take: Callable[[Path], RunFolder], interrupt: Interrupt) -> Iterator[None]:
     """Takes the run's folder on rank 0, hears what is written to its `control`, and writes how the run ended."""
     folders: list[RunFolder] = []
-    on_first_rank(lambda: folders.append(take(output)))
-    if folders:
-        interrupt.listen(output)
     code, reason = 1, "ended by an unexpected error"
+    with interrupt.noting():
+        on_first_rank(lambda: folders.append(take(output)))
+        if folders:
+            interrupt.listen(output)
     try:
+        interrupt.check()
         yield
         code, reason = 0, "done"
     except LorakitError as error:
