@@ -1,7 +1,8 @@
 """The fork server that the reliability tests share, the mark `soak`, and the figures that a soak leaves.
 
 `soak` tests run only where `-m` names them (`make soak`). Where LORAKIT_FIGURES names a file, each test here adds a
-line to it: how often it tried (`record_property("trials", n)`), how it ended, how long it took.
+line to it: how often it tried (`record_property("trials", n)`), how it ended, how long it took; tests that have passed
+there already are left out, so that a soak can be broken off and gone on with.
 """
 
 import json
@@ -21,12 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" in (config.option.markexpr or ""):
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    if soak:
-        config.hook.pytest_deselected(items=soak)
-        items[:] = [item for item in items if item not in soak]
+    wanted = "soak" in (config.option.markexpr or "")
+    done = passed()
+    out = [item for item in items if (item.get_closest_marker("soak") and not wanted) or item.nodeid in done]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def passed() -> set[str]:
+    """The tests that have passed in the soak that is to go on."""
+    file = Path(os.environ.get("LORAKIT_FIGURES", ""))
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return {test for test, line in {line["test"]: line for line in lines}.items() if line["outcome"] == "passed"}
 
 
 @pytest.hookimpl(wrapper=True)
