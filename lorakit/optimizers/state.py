@@ -92,11 +92,11 @@ def restore_optimizer(
 class Taken:
     """A step that was taken, or, where not `good` (a 0-dim bool on the device), taken back.
 
-    `before`: the parameters as they were before it.
+    `before()` are the parameters as they were before it.
     """
 
     good: Tensor
-    before: dict[str, Tensor]
+    before: Callable[[], dict[str, Tensor]]
     _take_back: Callable[[], None]
 
     def settle(self, good: bool) -> None:
@@ -138,7 +138,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
     others = [(table, key) for table, key in _places(optimizer, weights) if (id(table), key) not in flat]
     changed = [table[key] for table, key in others if table[key] is not old.get((id(table), key))]
     good = _finite([*now.values(), *changed], good)
-    for dtype, found in on_device.items():
+    # on the CPU the host may look, and next to never has anything to put back
+    for dtype, found in on_device.items() if device.type != "cpu" or not good else ():
         torch.where(good, now[dtype], kept[dtype], out=now[dtype])
         torch._foreach_copy_([table[key] for table, key in found], _views(now[dtype], found))
 
@@ -151,12 +152,17 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
         for (table, key), value in on_host:
             table[key] = value
 
-    before = {
-        key: view
-        for dtype, found in on_device.items()
-        for (table, key), view in zip(found, _views(kept[dtype], found))
-        if table is weights
-    }
+    of_weights = {dtype: [place for place in found if place[0] is weights] for dtype, found in on_device.items()}
+    # they come first; copied, since whoever keeps them shall not keep the state too
+    flat_weights = {dtype: kept[dtype][: _numel(found)].clone() for dtype, found in of_weights.items()}
+
+    def before() -> dict[str, Tensor]:
+        return {
+            key: view
+            for dtype, found in of_weights.items()
+            for (_, key), view in zip(found, _views(flat_weights[dtype], found))
+        }
+
     return Taken(good, before, take_back)
 
 
@@ -218,7 +224,11 @@ def _places(optimizer: torch.optim.Optimizer, weights: dict[str, Any]) -> list[_
 
 def _flat(places: Sequence[_Place]) -> Tensor:
     """One copy of all tensors there: adapters are hundreds of small ones, and each launch costs microseconds."""
-    return torch.cat([table[key].detach().reshape(-1) for table, key in places])
+    return torch.cat([table[key].reshape(-1) for table, key in places])
+
+
+def _numel(places: Sequence[_Place]) -> int:
+    return sum(table[key].numel() for table, key in places)
 
 
 def _views(flat: Tensor, places: Sequence[_Place]) -> list[Tensor]:

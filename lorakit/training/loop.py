@@ -148,7 +148,7 @@ def run_loop(
             raise DivergedError(
                 f"The loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, last at step {step} with "
                 f"the examples {', '.join(map(printable, plan.keys))}: lower optimizer.lr, or look at these pictures. "
-                + (hooks.rescue(proven) if proven is not None else "Nothing was learned before.")
+                + (hooks.rescue(proven()) if proven is not None else "Nothing was learned before.")
             )
         wishes = decided(report.votes)
         needed = step == last_step or wishes.stop is not None

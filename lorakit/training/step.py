@@ -52,7 +52,7 @@ class StepReport:
     `votes` add up to.
 
     A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
-    `before` are the weights that the loss belongs to; `seen` is what this rank's micro steps trained on.
+    `before()` are the weights that the loss belongs to; `seen` is what this rank's micro steps trained on.
     """
 
     loss: float
@@ -60,7 +60,7 @@ class StepReport:
     skipped: bool
     overflow: bool
     votes: tuple[float, ...]
-    before: Mapping[str, Tensor]
+    before: Callable[[], Mapping[str, Tensor]]
     seen: tuple["Seen", ...]
 
 

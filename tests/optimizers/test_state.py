@@ -115,7 +115,7 @@ def test_a_guarded_step_is_the_optimizers_own(kind: str) -> None:
     for step in range(3):
         before = bits(guarded.parameters)
         taken = guarded.step(step)
-        assert taken.good and bits(taken.before) == before
+        assert taken.good and bits(taken.before()) == before
         plain.gradients(step)
         for group in plain.optimizer.param_groups:
             group["lr"] = group["full_lr"] * (1 - step / 100)

@@ -111,7 +111,7 @@ def test_a_report_has_the_weights_that_its_loss_belongs_to() -> None:
     t = trainee()
     before = weights(t)
     report = run_step(t, [batch([0])], count=1, lr_factor=1.0)
-    assert torch.equal(torch.cat([w.flatten() for w in report.before.values()]), before)
+    assert torch.equal(torch.cat([w.flatten() for w in report.before().values()]), before)
     assert not torch.equal(weights(t), before)
 
 
