@@ -165,16 +165,16 @@ def safetensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -
     entries = {"__metadata__": dict(sorted(metadata.items())), **header}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
 
 
-def split_safetensors(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+def split_safetensors(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], memoryview]:
     """Header, without metadata, and data of a safetensors file of `tensors` in sorted order."""
     from safetensors.torch import save
 
     whole = save({name: tensors[name] for name in sorted(tensors)})
     length = int.from_bytes(whole[:8], "little")
-    return json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    return json.loads(whole[8 : 8 + length]), memoryview(whole)[8 + length :]
 
 
 def sha256_file(path: Path) -> str:

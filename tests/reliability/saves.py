@@ -90,6 +90,7 @@ def whole(run: Path) -> tuple[int, int]:
     """Step and attempt of the newest checkpoint; asserts that all there is in `run` is whole."""
     found, skipped = checkpoint.newest(run / "checkpoints")
     assert found is not None and skipped == [], skipped
+    assert all(checkpoint.damage(path) is None for path in checkpoint.listed(run / "checkpoints"))
     step, attempt = found.state["step"], found.state["attempt"]
     expected = tensors(step, attempt=attempt)
     assert found.tensors.keys() == expected.keys()
