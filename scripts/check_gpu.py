@@ -31,7 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EARLY = ["lorakit.verbs.train", "diffusers", "transformers", "peft", "accelerate"]  # seconds, paid once
+# seconds, paid once; diffusers and transformers load their parts at the first use
+EARLY = [
+    "accelerate",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "lorakit.verbs.train",
+    "peft.tuners.lora.bnb",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+]
 LIMIT = 600.0  # seconds for a run
 
 
