@@ -138,8 +138,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
     others = [(table, key) for table, key in _places(optimizer, weights) if (id(table), key) not in flat]
     changed = [table[key] for table, key in others if table[key] is not old.get((id(table), key))]
     good = _finite([*now.values(), *changed], good)
-    # on the CPU the host may look, and next to never has anything to put back
-    for dtype, found in on_device.items() if device.type != "cpu" or not good else ():
+    nothing_to_do = _is_free_to_read(good) and bool(good)
+    for dtype, found in () if nothing_to_do else on_device.items():
         torch.where(good, now[dtype], kept[dtype], out=now[dtype])
         torch._foreach_copy_([table[key] for table, key in found], _views(now[dtype], found))
 
@@ -225,6 +225,11 @@ def _places(optimizer: torch.optim.Optimizer, weights: dict[str, Any]) -> list[_
 def _flat(places: Sequence[_Place]) -> Tensor:
     """One copy of all tensors there: adapters are hundreds of small ones, and each launch costs microseconds."""
     return torch.cat([table[key].reshape(-1) for table, key in places])
+
+
+def _is_free_to_read(tensor: Tensor) -> bool:
+    """Whether the host need not wait for a device to know it."""
+    return tensor.device.type == "cpu"
 
 
 def _numel(places: Sequence[_Place]) -> int:

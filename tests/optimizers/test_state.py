@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.core.errors import InputError
+from lorakit.optimizers import state
 from lorakit.optimizers.state import adapted_rate, guarded_step, optimizer_state, restore_optimizer, weights_to_use
 from tests.optimizers.training import CASES, PAGED, SHAPES, after, bits, made
 
@@ -181,7 +182,10 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("good", [True, False])
-def test_a_guarded_step_waits_for_the_device_no_more_than_the_optimizer(kind: str, good: bool) -> None:
+def test_a_guarded_step_waits_for_the_device_no_more_than_the_optimizer(
+    kind: str, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "_is_free_to_read", lambda tensor: False)  # as on a GPU
     trained, plain = after(kind, 2), after(kind, 2)
     trained.gradients(2)
     plain.gradients(2)
@@ -190,6 +194,7 @@ def test_a_guarded_step_waits_for_the_device_no_more_than_the_optimizer(kind: st
     with Reads() as ours:
         guarded_step(trained.optimizer, trained.parameters, torch.tensor(good))
     assert ours.count == own.count
+    assert not good or bits(trained.parameters) == bits(plain.parameters)
     assert (own.count == 0) == (kind not in ("prodigy", "adafactor"))
 
 
