@@ -43,7 +43,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._stop: int | None = None
-        self._signalled = False
+        self._signalled = self._raised = False
         self._asked: set[str] = set()
         self._noting = 0
         self._control: Control | None = None
@@ -62,6 +62,17 @@ class Interrupt:
         finally:
             self._noting -= 1
 
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Stopped takes the place of an error that comes of it: libraries make one of their own of what is raised
+        within them, or trip over what was left half done."""
+        try:
+            yield
+        except Exception as error:
+            if self._raised:
+                raise self._stopped() from error
+            raise
+
     @property
     def pending(self) -> bool:
         """Whether this process was asked to stop."""
@@ -72,6 +83,7 @@ class Interrupt:
         """Raises Stopped, outside of `noting`, where this process was asked to stop: by RUN/control, or by a signal
         whose exception was lost, as Python loses those that are raised while an object is deleted."""
         if self.pending and not self._noting:
+            self._raised = True
             raise self._stopped()
 
     def votes(self) -> tuple[float, ...]:
@@ -105,6 +117,7 @@ class Interrupt:
         # not threading.Thread, whose locks the main thread may be holding
         _thread.start_new_thread(self._let_go, ())
         if not self._noting:
+            self._raised = True
             raise self._stopped()
 
     def _let_go(self) -> None:
@@ -131,7 +144,7 @@ def decided(votes: Sequence[float]) -> Wishes:
 def watched() -> Iterator[Interrupt]:
     """Hears signals within, and gives the old handlers back at the end.
 
-    Raises InterruptedRun in the place of Stopped. Signals can be heard in the main thread only; elsewhere none is.
+    Raises InterruptedRun in the place of Stopped, and of what came of it. Signals can be heard in the main thread only; elsewhere none is.
     """
     interrupt = Interrupt()
     before = {}
@@ -139,7 +152,8 @@ def watched() -> Iterator[Interrupt]:
         for number in (*STOPS, signal.SIGUSR1):
             before[number] = signal.signal(number, interrupt._heard)
     try:
-        yield interrupt
+        with interrupt.ending():
+            yield interrupt
     except Stopped as stopped:
         raise InterruptedRun(f"{stopped} What was made so far is kept.", signal_number=stopped.signal_number) from None
     finally:

@@ -57,6 +57,27 @@ def test_within_noting_it_is_noted_and_nothing_is_raised(number: int) -> None:
             interrupt.check()
 
 
+def test_an_error_that_a_library_makes_of_it_is_no_other_end() -> None:
+    outcome = []
+    with pytest.raises(InterruptedRun), watched() as interrupt:
+        try:
+            with interrupt.ending():
+                try:
+                    send(signal.SIGTERM)
+                except BaseException:
+                    raise ValueError("a file cannot be read") from None
+        except Stopped as stopped:
+            outcome.append(stopped.exit_code)
+            raise ValueError("and so on") from None
+    assert outcome == [143]
+
+
+def test_an_error_beside_a_noted_signal_is_its_own() -> None:
+    with pytest.raises(ValueError, match="diverged"), watched() as interrupt, interrupt.noting():
+        send(signal.SIGTERM)
+        raise ValueError("diverged")
+
+
 def test_an_exception_that_python_swallows_is_raised_at_the_next_check(monkeypatch: pytest.MonkeyPatch) -> None:
     swallowed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda seen: swallowed.append(seen.exc_type))
