@@ -39,12 +39,13 @@ class RunFolder:
             raise InputError(f"{printable(path)} holds no run (no recipe.toml): give the folder that a run wrote.")
         return cls._take(path)
 
-    @classmethod
-    def refuse_used(cls, path: Path) -> None:
+    @staticmethod
+    def refuse_used(path: Path) -> None:
         """Raises InputError where `path` holds a run, be it a killed one, or is no folder."""
         if path.exists() and not path.is_dir():
             raise InputError(f"run.output = {printable(path)} is a file: give a folder.")
-        cls.refuse_busy(path)
+        if (path / "lock").is_file():
+            _owned(path).close()  # where another process runs in it, that is the message
         found = [name for name in (*SIGNS_OF_A_RUN, "lock") if (path / name).exists()]
         if not found:
             return
@@ -57,12 +58,6 @@ class RunFolder:
                 else "or remove this one: it has no recipe to go on with."
             )
         )
-
-    @staticmethod
-    def refuse_busy(path: Path) -> None:
-        """Raises InputError where another process runs in `path`."""
-        if (path / "lock").is_file():
-            _owned(path).close()
 
     @classmethod
     def _take(cls, path: Path) -> "RunFolder":

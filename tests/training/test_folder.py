@@ -37,9 +37,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None
 def test_two_at_once_are_refused_and_a_dead_owner_is_not(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").touch()
     (tmp_path / "lock").write_text("1\n")  # of a process that was killed: nobody holds it
-    RunFolder.refuse_busy(tmp_path)
     first = RunFolder.existing(tmp_path)
-    for take in (RunFolder.existing, RunFolder.refuse_busy):
+    for take in (RunFolder.existing, RunFolder.fresh, RunFolder.refuse_used):
         with pytest.raises(InputError, match=f"in use by process {os.getpid()}:"):
             take(tmp_path)
     first.release(code=0, reason="done")
