@@ -144,7 +144,8 @@ def decided(votes: Sequence[float]) -> Wishes:
 def watched() -> Iterator[Interrupt]:
     """Hears signals within, and gives the old handlers back at the end.
 
-    Raises InterruptedRun in the place of Stopped, and of what came of it. Signals can be heard in the main thread only; elsewhere none is.
+    Raises InterruptedRun in the place of Stopped, and of what came of it. Signals can be heard in the main thread
+    only; elsewhere none is.
     """
     interrupt = Interrupt()
     before = {}

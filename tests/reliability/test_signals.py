@@ -116,7 +116,6 @@ def stop(scene: Scene, moment: str, number: int, *, group: bool, workers: int) -
 @pytest.mark.parametrize(
     ("moment", "number", "group", "workers"),
     [
-        ("load", TERM, False, 0),
         ("cache", TERM, True, 2),
         ("step", INT, True, 2),
         ("save", TERM, False, 0),
@@ -163,7 +162,7 @@ def test_signals_at_random_moments(scene: Scene, block: int, record_property: Ca
     record_property("trials", trials)
 
 
-@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("group", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_usr1_saves_and_goes_on(scene: Scene, group: bool) -> None:
     recipe = scene.recipe("run.save_every=0", "run.sample_every=0", f"data.workers={2 * group}")
     run = scene.start(recipe, Moment("step", (slow("lorakit.training.step:ready", 0.03),), step=3, after=0))
