@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lorakit import families
-from lorakit.core.errors import InputError
+from lorakit.core.errors import InputError, InterruptedRun, Stopped
 from lorakit.data.cache import Filled
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
@@ -40,6 +40,27 @@ def test_it_is_filled_once_and_the_training_finds_all_of_it(
     train(recipe)
     assert (seen[0].pictures, seen[0].captions) == (Filled(0, 14), Filled(0, 8))
     assert (tmp_path / "run" / "adapter.safetensors").is_file()
+
+
+def test_a_stop_is_heard_after_each_entry_and_what_was_made_is_kept(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def check() -> None:
+        made.append(1)
+        if len(made) == 3:
+            raise Stopped(15)
+
+    def checked(*args: Any, **settings: Any) -> Any:
+        return fill_cache(*args, **{**settings, "check": check})
+
+    recipe = make_recipe("run")
+    with monkeypatch.context() as patch:
+        patch.setattr("lorakit.verbs.cache.fill_cache", checked)
+        with pytest.raises((Stopped, InterruptedRun)):
+            fill(recipe)
+    assert fill(recipe).pictures == Filled(4, 3)
 
 
 def test_what_is_encoded_in_every_step_is_not_cached(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
