@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib
 import logging
+import os
 import sys
 
 from lorakit.core.errors import LorakitError, StorageError
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         args.run(args)
     except LorakitError as error:
-        report(error)
+        if _is_ours_to_tell(error):
+            report(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain once more when it flushes at exit
@@ -64,6 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_ours_to_tell(error: LorakitError) -> bool:
+    """Whether this process of a launch is the one to print it: the first, or one that met it alone."""
+    first = os.environ.get("RANK", "0") == "0"
+    if first or error.everywhere:
+        return first
+    distributed = sys.modules.get("torch.distributed")
+    # before they have found each other, all do the same
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def report(error: LorakitError) -> None:

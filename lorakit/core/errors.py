@@ -5,9 +5,13 @@ from collections.abc import Sequence
 
 
 class LorakitError(Exception):
-    """Base of all errors that are meant for a person to read."""
+    """Base of all errors that are meant for a person to read.
+
+    `everywhere`: every rank of a run raises it at the same place, so that one telling is enough.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class InputError(LorakitError):
@@ -25,6 +29,7 @@ class DivergedError(LorakitError):
     """The training produced nothing but non-finite losses."""
 
     exit_code = 3
+    everywhere = True
 
 
 class StorageError(LorakitError):
@@ -35,6 +40,8 @@ class StorageError(LorakitError):
 
 class InterruptedRun(LorakitError):
     """A signal ended the run, what it had made was saved; `exit_code` is 128 + the signal's number."""
+
+    everywhere = True
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)

@@ -103,8 +103,11 @@ def on_first_rank(action: Callable[[], T]) -> T:
         finally:
             call.outcome(_PATIENCE)  # what is nearly done, as a checkpoint, is worth the wait
             call.end()
-    if outcome[2] is not None:
-        raise outcome[2]
+    error = outcome[2]
+    if isinstance(error, LorakitError):
+        error.everywhere = True
+    if error is not None:
+        raise error
     return outcome[1]
 
 

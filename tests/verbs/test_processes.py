@@ -36,11 +36,14 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
     assert json.loads((two / "exit.json").read_text())["code"] == 0
 
 
-def test_what_is_wrong_is_said_by_every_process_and_none_waits(
+def test_what_is_wrong_is_said_once_and_none_waits(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("two").to_toml())
     (tmp_path / "photos" / "00.txt").unlink()
     done = launch("train", str(file))
-    assert done.returncode != 0 and "00.png" in done.stderr
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1 and "00.png" in done.stderr
+    file.write_text("[nothing]")
+    done = launch("train", str(file))
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1 and "nothing is not a section" in done.stderr
