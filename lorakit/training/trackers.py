@@ -122,7 +122,7 @@ def _started(name: str, folder: Path, config: Mapping[str, Any], *, first_step: 
     tracker.store_init_configuration(dict(flat(config)))
     if name == "wandb":
         offline = f"offline, below {printable(folder / 'wandb')}: send it by `wandb sync`"
-        log.info("wandb: %s", offline if tracker.run.offline else tracker.run.url)
+        log.info("wandb: %s", offline if tracker.run.offline else tracker.run.url or "disabled")
     return tracker
 
 
