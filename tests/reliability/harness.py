@@ -14,6 +14,7 @@ the child calls before it begins: `patches=[("slow", {"where": "lorakit.training
 a run are one process group.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -21,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._ended: dict[int, int] = {}
+        self._turn = threading.RLock()  # several threads may each look after a run
         self._answers, theirs = os.pipe()
         self._pending = b""
         self._count = 0
@@ -78,13 +81,25 @@ class Server:
         ranks: int = 1,
     ) -> "Run":
         """Starts `lorakit ARGUMENTS`, or function(*arguments) where `call` is "module:function"."""
+        with self._turn:
+            return self._start(arguments, call=call, patches=patches, env=env or {}, ranks=ranks)
+
+    def _start(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        call: str,
+        patches: Sequence[Patch],
+        env: Mapping[str, str],
+        ranks: int,
+    ) -> "Run":
         self._count += 1
         names = [self.folder / f"{self._count:04d}-{rank}" for rank in range(ranks)]
         request = {
             "arguments": [str(argument) for argument in arguments],
             "call": call,
             "patches": list(patches),
-            "env": dict(env or {}),
+            "env": dict(env),
             "ranks": ranks,
             "port": _free_port() if ranks > 1 else 0,
             "outputs": [f"{name}.log" for name in names],
@@ -107,10 +122,12 @@ class Server:
         """How the process ended (-9: by SIGKILL), None while it lives after `timeout` seconds."""
         end = time.monotonic() + timeout
         while pid not in self._ended:
-            try:
-                self._answer(timeout=max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                return None
+            left = end - time.monotonic()
+            with self._turn, contextlib.suppress(TimeoutError):
+                if pid not in self._ended:
+                    self._answer(timeout=max(0.0, min(left, 0.02)))
+            if left <= 0:
+                return self._ended.get(pid)
         return self._ended[pid]
 
     def _answer(self, *, timeout: float) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 
@@ -17,28 +19,32 @@ ENCODER = ("slow", {"where": "lorakit.families.sd:StableDiffusion.encode_images"
 
 
 def kills(server: Server, folder: Path, wanted: int, *, seed: int, extra: tuple[str, ...] = ()) -> Counter[str]:
-    """Kills runs `wanted` times and compares each in the end; where the kills fell."""
-    random, fell = Random(seed), Counter[str]()
+    """Kills runs at least `wanted` times and compares each in the end; where the kills fell."""
     whole = undisturbed(server, write_recipe(folder, "whole", *extra, model=server.model), patches=[DISK])
-    trial = 0
-    while fell.total() < wanted:
-        # three in five at a uniform moment, one as it saves, one while a cold cache is filled
-        aim = (None, None, None, "save", "cache")[trial % 5]
-        cold = aim == "cache" or trial % 5 == 0
-        cache = folder / f"cache-{trial}" if cold else folder / "cache"
-        recipe = write_recipe(folder, f"killed-{trial}", *extra, model=server.model, cache=cache)
+
+    def trial(number: int) -> Counter[str]:
+        # three in five are killed at a uniform moment, one as it saves, one while a cold cache is filled
+        aim = (None, "cache", None, "save", None)[number % 5]
+        cold = number % 5 < 2
+        cache = folder / f"cache-{number}" if cold else folder / "cache"
+        recipe = write_recipe(folder, f"killed-{number}", *extra, model=server.model, cache=cache)
         survivor = survive(
             server,
             recipe,
-            kills=min(PER_RUN, wanted - fell.total()),
-            random=random,
+            kills=PER_RUN,
+            random=Random(f"{seed} {number}"),
             seconds=whole.seconds,
             aim=aim,
             patches=[DISK, ENCODER] if cold else [DISK],
         )
-        assert unlike(whole, survivor) == [], f"trial {trial} of seed {seed}, killed at {dict(survivor.kills)}"
-        fell += survivor.kills
-        trial += 1
+        assert unlike(whole, survivor) == [], f"trial {number} of seed {seed}, killed at {dict(survivor.kills)}"
+        return survivor.kills
+
+    fell = Counter[str]()
+    numbers = count()
+    with ThreadPoolExecutor(2) as two:  # a run waits for the disk half of its time
+        while fell.total() < wanted:
+            fell += sum(two.map(trial, islice(numbers, 2)), Counter[str]())
     return fell
 
 

@@ -22,7 +22,7 @@ GLOBAL_BATCH = 24
 MORE_LOSSES = [(0, "save"), (1, "micro"), (1, "cache"), (0, "cache"), (1, "validate"), (2, "finish")]
 # with something to validate and several checkpoints
 LOST = ("run.batch_size=4", "run.accumulate=2", "data.validation=0.2")
-SPLITS = [(1, 1), (1, 4), (2, 1), (2, 4), (3, 1), (3, 4)]
+SPLITS = [(1, 4), (2, 1), (3, 4), *(pytest.param(*case, marks=pytest.mark.soak) for case in [(2, 4), (3, 1)])]
 HOW = (
     "data.sources.0.repeats=4",  # 24 of an epoch, and then the 4 that are left: less than one for each micro step
     "data.validation=0.0",
@@ -107,7 +107,7 @@ def killed_together(server: Server, place: Callable[..., Path], name: str, *, tr
     total = 0
     for trial in range(trials):
         recipe, random = place(f"{name}-{trial}", *how), Random(trial)
-        survivor = survive(server, recipe, kills=3, random=random, seconds=0, aim="step", upto=4, ranks=ranks)
+        survivor = survive(server, recipe, kills=2, random=random, seconds=0, aim="step", upto=4, ranks=ranks)
         assert unlike(whole, survivor) == []
         total += survivor.kills.total()
     assert total >= trials
@@ -158,5 +158,3 @@ def test_a_run_goes_on_with_another_number_of_processes(
         again = server.run("train", "--resume", copy, ranks=ranks)
         assert set(again.codes) == {0}, again.output()
         assert_agree(lines(copy), alone)
-    refused = server.run("train", "--resume", folder, ranks=5)
-    assert set(refused.codes) == {2} and "global batch of 24" in refused.output(0)
