@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and ends the process with the exit code of the contract."""
+    try:
+        _main(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _main(arguments: list[str] | None) -> None:
     top = parser()
     args, rest = top.parse_known_args(arguments)
     # argparse takes the words of a list in one place only; overrides may stand between options
@@ -64,8 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
             StorageError(f"{error.filename or 'a file'}: {error.strerror}: free some space or choose another folder")
         )
         sys.exit(StorageError.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _is_ours_to_tell(error: LorakitError) -> bool:

@@ -17,6 +17,7 @@ from lorakit.data.upkeep import Removed, Usage, is_cache
 from lorakit.export.files import DTYPES
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
+from lorakit.training.interrupt import watched
 from lorakit.training.processes import Runtime, resolve_precision
 from lorakit.verbs.survey import survey_recipe
 
@@ -41,15 +42,15 @@ def fill(recipe: Recipe) -> CacheResult:
     quiet_libraries()
     precision, _ = resolve_precision(recipe.run.precision)
     recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
-    runtime = Runtime(precision, trackers=[], folder=Path(recipe.run.output))
-    data = on_first_rank(lambda: _data(recipe))
-    text = recipe.adapter.text_encoder is None
-    folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()
-    if not text and not data.cached_latents:
-        return CacheResult(folder, None, None)
-    family = families.load_settings(recipe.model)
-    family.to(runtime.device, DTYPES[precision])
-    done = fill_cache(Cache(folder), data, family, precision=precision, text=text)
+    with watched() as interrupt, Runtime(precision, folder=Path(recipe.run.output)) as runtime:
+        data = on_first_rank(lambda: _data(recipe))
+        text = recipe.adapter.text_encoder is None
+        folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()
+        if not text and not data.cached_latents:
+            return CacheResult(folder, None, None)
+        family = families.load_settings(recipe.model)
+        family.to(runtime.device, DTYPES[precision])
+        done = fill_cache(Cache(folder), data, family, precision=precision, text=text, check=interrupt.check)
     return CacheResult(folder, done.pictures if data.cached_latents else None, done.captions if text else None)
 
 

@@ -123,7 +123,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         on_first_rank(lambda: refuse_lack_of_space(recipe, data, output, first_step=first_step, last_step=last_step))
         if not resumed:
             stack.enter_context(_owned(output, RunFolder.fresh, interrupt))
-        with _begun(recipe, output, data, data_report, resumed=resumed):
+        with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
             trainee, loader = _prepared(recipe, data, runtime, found, interrupt)
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
                 _dry(recipe, trainee, loader)
@@ -292,8 +292,9 @@ def _owned(output: Path, take: Callable[[Path], RunFolder], interrupt: Interrupt
         if folders:
             interrupt.listen(output)
     try:
-        interrupt.check()
-        yield
+        with interrupt.ending():
+            interrupt.check()
+            yield
         code, reason = 0, "done"
     except LorakitError as error:
         code, reason = error.exit_code, str(error)
