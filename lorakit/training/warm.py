@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from lorakit.adapters import AdapterState, adapter_state, copy_adapter_state
-from lorakit.adapters.state import FIRST, adaptable_layers, check_state
+from lorakit.adapters.state import FIRST
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.export.files import read_adapter
@@ -25,12 +25,9 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     wanted = adapter_state(adapted)
     try:
         state = read_adapter(file, family=family, assume_alpha=_rank_as_alpha(wanted))
-        problems = _components(wanted, state, family.backbone)
-        if not problems:
-            check_state(state, {name: adaptable_layers(module) for name, module in adapted.items()})
-            problems = _layers(wanted, state, family.backbone)
     except InputError as error:
         raise InputError([f"adapter.init_from: {problem}" for problem in error.problems]) from None
+    problems = _components(wanted, state, family.backbone) or _layers(wanted, state, family.backbone)
     if problems:
         raise InputError([f"adapter.init_from = {printable(file)}: {problem}" for problem in problems])
     copy_adapter_state(adapted, state)
