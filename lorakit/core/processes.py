@@ -7,12 +7,14 @@ Starting the processes is Accelerate's work (training/).
 import contextlib
 import ctypes
 import datetime
+import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -68,6 +70,17 @@ def leave() -> None:
     """Ends the connection to the others; without it gloo's threads now and then abort a process that is done."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends this process without waiting for its threads: a pool's thread whose start a signal's exception interrupted is
+    known to nobody, and the interpreter would wait for it for ever (seen in Python 3.11)."""
+    leave()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -239,6 +239,18 @@ def test_where_one_of_three_is_killed_or_hangs_the_others_end_with_one_message()
         assert said.count("Another of the 3 processes") == 1 and len(said.splitlines()) == 1, (who, said)
 
 
+def test_an_end_does_not_wait_for_threads():
+    code = (
+        "import threading, time\n"
+        "from lorakit.core.processes import end_now\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('said', end='')\n"
+        "end_now(143)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.returncode) == ("said", 143)
+
+
 def test_workers_leave_signals_to_the_parent():
     code = (
         "import os, signal\n"
