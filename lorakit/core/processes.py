@@ -73,8 +73,8 @@ def leave() -> None:
 
 
 def end_now(code: int) -> NoReturn:
-    """Ends this process without waiting for its threads: a pool's thread whose start a signal's exception interrupted is
-    known to nobody, and the interpreter would wait for it for ever (seen in Python 3.11)."""
+    """Ends this process without waiting for its threads: for one of a pool, whose start was cut short by a signal's
+    exception so that the pool does not know it, the interpreter would wait for ever (seen in Python 3.11)."""
     leave()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
