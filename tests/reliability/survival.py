@@ -61,14 +61,14 @@ def survive(
     random: Random,
     seconds: float,
     aim: str | None = None,
-    upto: int = 3,
+    between: tuple[int, int] = (1, 3),
     ranks: int = 1,
     patches: Sequence[Patch] = (),
 ) -> Survivor:
     """Starts the run and kills it up to `kills` times, going on after each, until it is through.
 
     A kill comes at a uniform moment of `seconds`, or, where `aim` names an event, within a hundredth of a second after
-    one of the first `upto` of these. All processes of the run are killed.
+    one of these that is `between` so many of the process. All processes of the run are killed.
     """
     survivor = Survivor(recipe.with_suffix(""))
     for attempt in range(kills + 1):
@@ -77,7 +77,7 @@ def survive(
             if aim is None:
                 time.sleep(random.uniform(0, seconds))
             else:
-                _await(run, aim, random.randint(1, upto))
+                _await(run, aim, random.randint(*between))
                 time.sleep(random.uniform(0, 0.01))
             alive = run.alive
             run.kill_group(signal.SIGKILL)

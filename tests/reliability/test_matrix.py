@@ -48,9 +48,12 @@ def killed_once(server: Server, folder: Path, optimizer: str, bits: str) -> None
     with ThreadPoolExecutor(1) as other:  # beside each other, on two cores
         of_whole = other.submit(undisturbed, server, recipes[0])
         random = Random(f"{optimizer} {bits}")
-        survivor = survive(server, recipes[1], kills=1, random=random, seconds=0, aim="micro", upto=6)
+        # there is a checkpoint after the second and the fourth of six steps
+        survivor = survive(server, recipes[1], kills=1, random=random, seconds=0, aim="step", between=(3, 4))
     whole = of_whole.result()
     assert survivor.kills.total() == 1
+    again = [line["step"] for line in survivor.traces[1] if line["event"] == "step"]
+    assert 1 not in again, "it went on from a checkpoint"
     assert unlike(whole, survivor) == []
     state = load_file(whole.folder / "checkpoints" / "step-000006" / "optimizer.safetensors")
     assert small == any(tensor.dtype == torch.uint8 for tensor in state.values())

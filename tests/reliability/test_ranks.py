@@ -107,7 +107,7 @@ def killed_together(server: Server, place: Callable[..., Path], name: str, *, tr
     total = 0
     for trial in range(trials):
         recipe, random = place(f"{name}-{trial}", *how), Random(trial)
-        survivor = survive(server, recipe, kills=2, random=random, seconds=0, aim="step", upto=4, ranks=ranks)
+        survivor = survive(server, recipe, kills=2, random=random, seconds=0, aim="step", between=(1, 4), ranks=ranks)
         assert unlike(whole, survivor) == []
         total += survivor.kills.total()
     assert total >= trials
