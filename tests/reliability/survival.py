@@ -48,7 +48,7 @@ def goes_on(recipe: Path) -> tuple[str, ...]:
     if (folder / "recipe.toml").exists():
         return ("train", "--resume", str(folder))
     if folder.exists():  # killed in the instant before it wrote its recipe: the message asks for this
-        assert [path.name for path in folder.iterdir()] == ["lock"]
+        assert all(path.name == "lock" or path.name.startswith(".") for path in folder.iterdir())
         shutil.rmtree(folder)
     return ("train", str(recipe))
 
