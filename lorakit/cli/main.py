@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from lorakit.core.errors import LorakitError, StorageError
+from lorakit.core.errors import InterruptedRun, LorakitError, StorageError
 from lorakit.core.files import printable
 
 VERBS = ("demo", "check", "cache", "train", "sample", "export", "merge", "inspect")
@@ -58,6 +58,10 @@ def _main(arguments: list[str] | None) -> None:
     except LorakitError as error:
         if _is_ours_to_tell(error):
             report(error)
+        if isinstance(error, InterruptedRun):
+            from lorakit.core.processes import end_now
+
+            end_now(error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain once more when it flushes at exit
