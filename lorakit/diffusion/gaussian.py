@@ -1,7 +1,7 @@
 """Gaussian diffusion: the forward process, its posterior, and the way back.
 
 Here: `GaussianDiffusion`, the discrete process of DDPM with the prediction types epsilon, v and sample.
-Not here: which t is drawn and how a loss is weighted (`objectives.py`), and any network: every method takes what a
+Not here: which t is drawn and how a loss is weighted (`objectives/`), and any network: every method takes what a
 network predicted as a tensor. Next: `flow.py` is the straight-line sibling.
 
 Sources: DDPM, Ho et al. 2020 (arXiv:2006.11239); DDIM, Song et al. 2021 (arXiv:2010.02502); improved DDPM, Nichol and
@@ -46,7 +46,12 @@ SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas of (T,) shifted and scaled so that nothing of x0 is left at the last step (Lin et al., algorithm 1)."""
+    """Betas of (T,) shifted and scaled so that nothing of x0 is left at the last step (Lin et al., algorithm 1).
+
+    Raises ValueError for a single beta: its step would be the first, which is kept, and the last, which is emptied.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero terminal SNR needs at least two timesteps")
     root = (1 - betas.double()).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     alphas_cumprod = root**2
@@ -60,8 +65,8 @@ class GaussianDiffusion:
     Tables are kept in double precision; results come in the dtype and on the device of the tensors handed in. `t` is
     an integer tensor of shape (B,).
 
-    Raises ValueError for an unknown schedule or prediction type, betas outside (0, 1], and a `t` that is out of range
-    or not of shape (B,).
+    Raises ValueError for an unknown schedule or prediction type, betas outside (0, 1) (1 may be the last), and a `t`
+    that is out of range, not of integers, or not of shape (B,).
     """
 
     def __init__(
@@ -82,8 +87,11 @@ class GaussianDiffusion:
                 raise ValueError(f"beta schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
             betas = SCHEDULES[schedule](timesteps, beta_start, beta_end)
         table = torch.as_tensor(betas, dtype=torch.float64)
-        if table.ndim != 1 or not len(table) or not bool(((table > 0) & (table <= 1)).all()):  # NaN is refused too
-            raise ValueError("betas must be a sequence of numbers above 0 and at most 1")
+        if table.ndim != 1 or not len(table):
+            raise ValueError("betas must be a sequence of numbers")
+        # a beta must change 1 - beta in double precision, and nothing follows where no signal is left; NaN fails too
+        if not bool((1 - table < 1).all() and (table[:-1] < 1).all() and table[-1] <= 1):
+            raise ValueError("betas must be above 0 (1e-16 is taken for 0) and below 1, the last at most 1")
         self.prediction_type = prediction_type
         self.betas = rescale_zero_terminal_snr(table) if zero_terminal_snr else table
         self.timesteps = len(self.betas)
@@ -94,7 +102,12 @@ class GaussianDiffusion:
 
     @classmethod
     def from_scheduler_config(cls, config: dict) -> "GaussianDiffusion":
-        """The process that a diffusers scheduler's configuration (its JSON as a dict) describes."""
+        """The process that a diffusers scheduler's configuration (its JSON as a dict) describes.
+
+        Raises ValueError for a beta schedule or prediction type that is none of ours, and for a flow's scheduler.
+        """
+        if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
+            raise ValueError("the scheduler's configuration is a rectified flow's, which has no betas")
         schedules = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
         name = config.get("beta_schedule", "linear")
         if config.get("trained_betas") is None and name not in schedules:
@@ -114,14 +127,16 @@ class GaussianDiffusion:
     # -- the tables at t ------------------------------------------------------------------------------------------
 
     def _check(self, t: Tensor, like: Tensor) -> None:
-        if t.ndim != 1 or t.dtype.is_floating_point or len(t) != len(like):
+        # a boolean t would be taken for a mask
+        whole = not (t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool)
+        if t.ndim != 1 or not whole or len(t) != len(like):
             raise ValueError(f"t must be integers of shape ({len(like)},), got {t.dtype} of shape {tuple(t.shape)}")
         if len(t) and (int(t.min()) < 0 or int(t.max()) >= self.timesteps):
             raise ValueError(f"t must lie in 0 … {self.timesteps - 1}, got {int(t.min())} … {int(t.max())}")
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """table[t] shaped (B, 1, …) in the dtype and on the device of `like`."""
-        return self._like(table[t.to(table.device)], like)
+        return self._like(table[t.to(table.device, torch.long)], like)
 
     def _like(self, values: Tensor, like: Tensor) -> Tensor:
         """Values of (B,) shaped (B, 1, …) in the dtype and on the device of `like`."""
@@ -133,8 +148,8 @@ class GaussianDiffusion:
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at t, of shape (B,), in double precision."""
-        self._check(t, t)
-        a = self.alphas_cumprod[t.to(self.alphas_cumprod.device)]
+        self._check(t, t.reshape(-1))
+        a = self.alphas_cumprod[t.to(self.alphas_cumprod.device, torch.long)]
         return (a / (1 - a)).to(t.device)
 
     # -- forward --------------------------------------------------------------------------------------------------
@@ -179,13 +194,31 @@ class GaussianDiffusion:
         return (x_t - sigma * prediction) / signal
 
     def predict_noise(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-        """The noise that the network's prediction implies; inverse of `target` for any prediction type."""
+        """The noise that the network's prediction implies."""
         if self.prediction_type == "epsilon":
             return prediction
         signal, sigma = self._signal_noise(t, x_t)
         if self.prediction_type == "v_prediction":
             return signal * prediction + sigma * x_t
         return (x_t - signal * prediction) / sigma
+
+    def predict_v(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """v = sqrt(a) noise - sqrt(1 - a) x0 as the prediction implies it; like `predict_x0`, none without signal."""
+        if self.prediction_type == "v_prediction":
+            return prediction
+        signal, sigma = self._signal_noise(t, x_t)
+        if self.prediction_type == "sample":
+            return (signal * x_t - prediction) / sigma
+        if bool((signal == 0).any()):
+            raise ValueError("epsilon says nothing about v where the signal is zero: use v_prediction or sample")
+        return (prediction - sigma * x_t) / signal
+
+    def convert(self, x_t: Tensor, t: Tensor, prediction: Tensor, *, to: str) -> Tensor:
+        """The prediction as one of type `to`: the three are linear in each other at a given x_t (Salimans, app. D)."""
+        if to not in PREDICTION_TYPES:
+            raise ValueError(f"prediction type {to!r} is none of {', '.join(PREDICTION_TYPES)}")
+        implied = {"epsilon": self.predict_noise, "v_prediction": self.predict_v, "sample": self.predict_x0}[to]
+        return implied(x_t, t, prediction)
 
     def p_mean_variance(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of p(x_{t-1} | x_t): the posterior at the predicted x0 (DDPM section 3.2)."""
@@ -207,13 +240,17 @@ class GaussianDiffusion:
         noise: Tensor | None = None,
     ) -> Tensor:
         """x at `t_prev` < `t` (DDIM eq. 12 and 16); `t_prev` of -1 is the clean end. `noise` is needed if eta > 0."""
-        if t_prev.shape != t.shape or bool((t_prev >= t).any()) or bool((t_prev < -1).any()):
-            raise ValueError(f"t_prev must be of shape {tuple(t.shape)}, below t and at least -1")
+        self._check(t, x_t)
+        if not 0 <= eta <= 1:  # above 1 more noise would be added than there is room for
+            raise ValueError(f"eta must lie in 0 … 1, got {eta}")
+        before = t_prev.long()  # unsigned integers are never below 0
+        if t_prev.is_floating_point() or t_prev.shape != t.shape or bool(((before >= t) | (before < -1)).any()):
+            raise ValueError(f"t_prev must be integers of shape {tuple(t.shape)}, below t and at least -1")
         x0 = self.predict_x0(x_t, t, prediction)
         implied = self.predict_noise(x_t, t, prediction)
         # index 0 is the clean end, so that t_prev = -1 needs no special case; in double, for 1 - a is small near it
         table = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod])
-        a, a_prev = (table[s.to(table.device) + 1] for s in (t, t_prev))
+        a, a_prev = (table[s.to(table.device, torch.long) + 1] for s in (t, before))
         # eq. 16: eta = 1 is DDPM's posterior variance, eta = 0 adds nothing
         variance = eta**2 * (1 - a_prev) / (1 - a) * (1 - a / a_prev)
         direction = (1 - a_prev - variance).clamp(min=0).sqrt()
@@ -239,4 +276,22 @@ class GaussianDiffusion:
             t = torch.full((len(x),), step, dtype=torch.long, device=x.device)
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
             x = self.p_sample(x, t, predict(x, t), noise)
+            yield x
+
+    def ddim_sample_loop(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        x_T: Tensor,
+        *,
+        steps: int,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields x after each of `steps` trailing steps, the last one x_0 (DDIM section 4.2)."""
+        x = x_T
+        chosen = self.trailing_timesteps(steps)
+        for step, before in zip(chosen, [*chosen[1:], -1]):
+            t, t_prev = (torch.full((len(x),), s, dtype=torch.long, device=x.device) for s in (step, before))
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x) if eta else None
+            x = self.ddim_step(x, t, t_prev, predict(x, t), eta=eta, noise=noise)
             yield x

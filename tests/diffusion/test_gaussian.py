@@ -1,4 +1,4 @@
-"""Closed forms first, then diffusers' schedulers as oracles.
+"""Closed forms and properties; `test_gaussian_stock.py` has the stock schedulers, `test_mixture.py` whole samplings.
 
 Everything runs in double precision, so that a tolerance of 1e-9 leaves no room for a wrong formula.
 """
@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.diffusion.gaussian import PREDICTION_TYPES, SCHEDULES, rescale_zero_terminal_snr
+from lorakit.diffusion.gaussian import PREDICTION_TYPES, SCHEDULES
 
 SHAPE = (5, 2, 3, 3)
-STABLE_DIFFUSION = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 
 
 def drawn(seed=0, shape=SHAPE):
@@ -82,10 +81,21 @@ def test_zero_terminal_snr_keeps_the_first_step_and_empties_the_last():
     assert zero.snr(torch.tensor([999])).item() == 0
 
 
-@pytest.mark.parametrize("bad", [[], [0.1, 0.0], [0.1, 1.5], [[0.1]], [0.1, -0.1], [0.1, float("nan")]])
+NONE = [[], [0.1, 0.0], [0.1, 1.5], [[0.1]], [0.1, -0.1], [0.1, math.nan], [math.nan, 0.1], [1e-17, 0.1], [1.0, 0.1]]
+
+
+@pytest.mark.parametrize("bad", NONE)
 def test_betas_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match="betas"):
         GaussianDiffusion(betas=bad)
+
+
+def test_betas_may_be_given():
+    p = GaussianDiffusion(betas=[0.1, 0.5, 1.0])
+    close(p.alphas_cumprod, torch.tensor([0.9, 0.45, 0.0]), 1e-7)
+    assert GaussianDiffusion(betas=torch.tensor([0.25])).alphas_cumprod.tolist() == [0.75]
+    with pytest.raises(ValueError, match="two timesteps"):
+        GaussianDiffusion(1, zero_terminal_snr=True)
 
 
 def test_unknown_names_are_refused():
@@ -94,6 +104,8 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'sqrt' is none of linear"):
         GaussianDiffusion(schedule="sqrt")
 
+
+TAKES_T = ("q_sample", "target", "predict_x0", "predict_noise", "predict_v", "q_posterior", "p_sample", "ddim_step")
 
 # -- t --------------------------------------------------------------------------------------------------------------
 
@@ -107,22 +119,43 @@ def test_unknown_names_are_refused():
         torch.tensor([0.0, 1.0, 2.0]),
         torch.tensor([-1, 0, 1]),
         torch.tensor([0, 1, 10]),
+        torch.tensor([True, False, True]),  # would be taken for a mask
+        torch.tensor([0j, 1j, 2j]),
     ],
 )
-@pytest.mark.parametrize("method", ["q_sample", "target", "predict_x0", "predict_noise", "q_posterior", "p_sample"])
+@pytest.mark.parametrize("method", TAKES_T)
 def test_a_wrong_t_is_refused_by_every_method(method, t):
-    p = GaussianDiffusion(10, prediction_type="v_prediction")
+    p = GaussianDiffusion(10, prediction_type="sample" if method == "predict_v" else "v_prediction")
     x = torch.zeros(3, 2)
     arguments = {
         "q_sample": (x, t, x),
         "target": (x, t, x),
         "predict_x0": (x, t, x),
         "predict_noise": (x, t, x),
+        "predict_v": (x, t, x),
         "q_posterior": (x, x, t),
         "p_sample": (x, t, x, x),
+        "ddim_step": (x, t, t, x),
     }[method]
     with pytest.raises(ValueError, match="t must"):
         getattr(p, method)(*arguments)
+
+
+@pytest.mark.parametrize("t", [torch.tensor(3), torch.tensor([10]), torch.tensor([0.5]), torch.tensor([[1]])])
+def test_a_wrong_t_has_no_snr(t):
+    with pytest.raises(ValueError, match="t must"):
+        GaussianDiffusion(10).snr(t)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_any_integers_do_as_t(dtype):
+    p = GaussianDiffusion(10)
+    x0, noise, _ = drawn()
+    t = torch.tensor([0, 1, 1, 8, 9])
+    assert torch.equal(p.q_sample(x0, t.to(dtype), noise), p.q_sample(x0, t, noise))
+    assert torch.equal(p.snr(t.to(dtype)), p.snr(t))
+    before = (t - 1).clamp(min=0).to(dtype)[1:]
+    assert p.ddim_step(x0[1:], t.to(dtype)[1:], before, noise[1:]).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -225,6 +258,31 @@ def test_x0_and_noise_come_back_from_the_target(prediction_type, zero_snr):
     close(p.predict_noise(x_t, t, target), noise, 1e-8)
 
 
+@pytest.mark.parametrize("to", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@given(st.integers(1, 60), st.integers(0, 10**6))
+def test_predictions_turn_into_each_other_and_back(prediction_type, to, timesteps, seed):
+    """Whatever is predicted, true or not: it reads x_t as one x0 and one noise, and survives the way there and back."""
+    g = torch.Generator().manual_seed(seed)
+    betas = torch.rand(timesteps, generator=g, dtype=torch.float64) * 0.2 + 1e-4
+    p, other = (GaussianDiffusion(betas=betas, prediction_type=k) for k in (prediction_type, to))
+    t = torch.arange(timesteps)
+    x_t, prediction = torch.randn(2, timesteps, 2, generator=g, dtype=torch.float64)
+    turned = p.convert(x_t, t, prediction, to=to)
+    close(other.convert(x_t, t, turned, to=prediction_type), prediction, 1e-6)
+    x0, noise, v = (p.convert(x_t, t, prediction, to=k) for k in ("sample", "epsilon", "v_prediction"))
+    scale = 1 + x0.abs().max()  # an epsilon that is off is off by far in x0
+    close(p.q_sample(x0, t, noise) / scale, x_t / scale)
+    of_v = GaussianDiffusion(betas=betas, prediction_type="v_prediction")
+    close(of_v.target(x0, t, noise) / scale, v / scale)
+
+
+def test_a_prediction_turns_into_nothing_else():
+    x = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="'flow' is none of"):
+        GaussianDiffusion(10).convert(x, torch.tensor([0]), x, to="flow")
+
+
 def test_the_three_targets():
     x0, noise, _ = drawn()
     t = torch.tensor([0, 1, 250, 700, 999])
@@ -242,102 +300,12 @@ def test_epsilon_cannot_tell_x0_without_signal():
     x = torch.zeros(2, 1)
     with pytest.raises(ValueError, match="signal is zero"):
         p.predict_x0(x, torch.tensor([0, 999]), x)
+    with pytest.raises(ValueError, match="signal is zero"):
+        p.predict_v(x, torch.tensor([0, 999]), x)
     p.predict_x0(x, torch.tensor([0, 998]), x)
 
 
-# -- diffusers as oracle ---------------------------------------------------------------------------------------------
-
-
-def configuration(**changes):
-    return {**STABLE_DIFFUSION, "clip_sample": False, **changes}
-
-
-CONFIGURATIONS = [
-    configuration(),
-    configuration(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
-    configuration(beta_schedule="squaredcos_cap_v2"),
-    configuration(rescale_betas_zero_snr=True),
-    configuration(trained_betas=[0.01, 0.1, 0.2, 0.3], num_train_timesteps=4),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGURATIONS)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_forward_is_the_stock_schedulers(config, prediction_type):
-    from diffusers import DDIMScheduler
-
-    stock = DDIMScheduler(**config, prediction_type=prediction_type)
-    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
-    assert p.prediction_type == prediction_type
-    assert p.timesteps == stock.config.num_train_timesteps
-    x0, noise, _ = drawn()
-    for first in (0, p.timesteps // 2, p.timesteps - 4):
-        t = torch.tensor([first, first, first + 1, first + 1, min(first + 3, p.timesteps - 1)])
-        # the stock tables are of single precision
-        close(p.q_sample(x0, t, noise), stock.add_noise(x0, noise, t), 2e-5)
-        if prediction_type == "v_prediction":
-            close(p.target(x0, t, noise), stock.get_velocity(x0, noise, t), 2e-5)
-
-
-def test_zero_snr_betas_are_the_stock_ones():
-    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as stock
-
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    close(rescale_zero_terminal_snr(betas), stock(betas), 1e-12)
-
-
-def test_a_schedule_that_is_not_ours_is_refused():
-    with pytest.raises(ValueError, match="beta_schedule 'sigmoid'"):
-        GaussianDiffusion.from_scheduler_config({"beta_schedule": "sigmoid"})
-
-
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_p_mean_variance_is_the_stock_ddpm_step(prediction_type):
-    from diffusers import DDPMScheduler
-
-    stock = DDPMScheduler(**configuration(), prediction_type=prediction_type, variance_type="fixed_small")
-    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
-    x_t, prediction, _ = drawn()
-    for step in (0, 1, 500, 999):
-        t = torch.full((5,), step)
-        mean, variance = p.p_mean_variance(x_t, t, prediction)
-        seeded = torch.Generator().manual_seed(3)
-        drawn_by_stock = stock.step(prediction, step, x_t, generator=seeded).prev_sample
-        noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        close(p.p_sample(x_t, t, prediction, noise), drawn_by_stock, 2e-4)
-        if step:  # at 0 the stock table is clamped to 1e-20
-            close(variance[0, 0, 0, 0], torch.as_tensor(stock._get_variance(step)), 1e-5)
-        else:
-            assert not variance.any()
-            assert torch.equal(mean, p.p_sample(x_t, t, prediction, noise))
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize(
-    ("prediction_type", "zero_snr"),
-    [("epsilon", False), ("sample", False), ("v_prediction", False), ("v_prediction", True), ("sample", True)],
-)
-def test_ddim_step_is_the_stock_one(eta, prediction_type, zero_snr):
-    from diffusers import DDIMScheduler
-
-    stock = DDIMScheduler(
-        **configuration(rescale_betas_zero_snr=zero_snr),
-        prediction_type=prediction_type,
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-    )
-    stock.set_timesteps(7)
-    p = GaussianDiffusion.from_scheduler_config(dict(stock.config))
-    steps = p.trailing_timesteps(7)
-    assert steps == stock.timesteps.tolist()
-    x, prediction, noise = drawn()
-    for step in steps:
-        before = step - 1000 // 7  # where the stock scheduler steps to, whatever the spacing
-        t = torch.full((5,), step)
-        own = p.ddim_step(x, t, torch.full((5,), max(before, -1)), prediction, eta=eta, noise=noise)
-        # where nothing but fresh noise should be left, the stock table's single precision leaves sqrt(1e-7) of the old
-        tolerance = 1e-3 if zero_snr and eta == 1 else 1e-4
-        close(own, stock.step(prediction, step, x, eta=eta, variance_noise=noise).prev_sample, tolerance)
+# -- DDIM -----------------------------------------------------------------------------------------------------------
 
 
 def test_ddim_with_eta_1_between_neighbours_is_ddpm():
@@ -368,9 +336,12 @@ def test_ddim_wants_noise_where_it_is_used_and_a_step_down():
     x = torch.zeros(1, 1)
     with pytest.raises(ValueError, match="needs noise"):
         p.ddim_step(x, torch.tensor([5]), torch.tensor([4]), x, eta=0.1)
-    for t_prev in (torch.tensor([5]), torch.tensor([7]), torch.tensor([-2]), torch.tensor([1, 2])):
+    for t_prev in (torch.tensor([5]), torch.tensor([3.0]), torch.tensor([7]), torch.tensor([-2]), torch.tensor([1, 2])):
         with pytest.raises(ValueError, match="t_prev must"):
             p.ddim_step(x, torch.tensor([5]), t_prev, x)
+    for eta in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="eta must"):
+            p.ddim_step(x, torch.tensor([5]), torch.tensor([4]), x, eta=eta, noise=x)
 
 
 @given(st.integers(1, 200))
@@ -388,80 +359,27 @@ def test_trailing_timesteps_need_as_many_as_there_are(steps):
         GaussianDiffusion(10).trailing_timesteps(steps)
 
 
-# -- a distribution whose best predictor is known --------------------------------------------------------------------
+def test_the_ddim_loop_takes_each_step_once():
+    """With eta = 1 and every timestep it is p_sample_loop, on the same noise."""
+    p = GaussianDiffusion(20, 0.01, 0.2, prediction_type="v_prediction")
+    x_T = drawn()[0]
+    asked = []
 
-MEAN, STD = 0.7, 0.4
+    def predict(x, t):
+        asked.append(t[0].item())
+        return torch.tanh(x) * (1 + t.reshape(-1, 1, 1, 1) / 20)
 
+    def generator():
+        return torch.Generator().manual_seed(1)
 
-def optimal(p):
-    """E[target | x_t] where x_0 ~ N(MEAN, STD²): x_0 and x_t are jointly normal, so it is linear in x_t."""
-
-    def predict(x_t, t):
-        a = p.alphas_cumprod[t].reshape(-1, *[1] * (x_t.ndim - 1))
-        gain = a.sqrt() * STD**2 / (a * STD**2 + 1 - a)
-        x0 = MEAN + gain * (x_t - a.sqrt() * MEAN)
-        if p.prediction_type == "sample":
-            return x0
-        noise = (x_t - a.sqrt() * x0) / (1 - a).sqrt()
-        return noise if p.prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0
-
-    return predict
-
-
-def ancestral_moments(betas):
-    """Mean and variance after ancestral sampling with the best predictor, step by step in plain numbers.
-
-    Every step is linear in x_t: x_{t-1} = c0 E[x_0 | x_t] + ct x_t + sqrt(beta~) noise (DDPM eq. 6 and 7).
-    """
-    kept, product = [], 1.0
-    for beta in betas:
-        product *= 1 - beta
-        kept.append(product)
-    mean, variance = 0.0, 1.0
-    for i in reversed(range(len(betas))):
-        a, before, beta = kept[i], kept[i - 1] if i else 1.0, betas[i]
-        gain = math.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
-        c0, ct = math.sqrt(before) * beta / (1 - a), math.sqrt(1 - beta) * (1 - before) / (1 - a)
-        mean = c0 * (MEAN + gain * (mean - math.sqrt(a) * MEAN)) + ct * mean
-        variance = (c0 * gain + ct) ** 2 * variance + beta * (1 - before) / (1 - a)
-    return mean, variance
-
-
-@pytest.mark.parametrize(
-    ("prediction_type", "zero_snr"),
-    [("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True), ("sample", True)],
-)
-def test_ancestral_sampling_of_a_known_distribution(prediction_type, zero_snr):
-    """40,000 samples know the mean to 0.002 and the standard deviation to 0.0014 (one sigma each)."""
-    p = GaussianDiffusion(100, 1e-3, 0.15, prediction_type=prediction_type, zero_terminal_snr=zero_snr)
-    g = torch.Generator().manual_seed(5)
-    x = torch.randn(40_000, 1, generator=g, dtype=torch.float64)
-    seen = list(p.p_sample_loop(optimal(p), x, generator=g))
-    assert len(seen) == 100
-    mean, variance = ancestral_moments(p.betas.tolist())
-    assert seen[-1].mean().item() == pytest.approx(mean, abs=0.008)
-    assert seen[-1].std().item() == pytest.approx(math.sqrt(variance), abs=0.006)
-
-
-def test_ancestral_sampling_comes_to_the_data_with_ever_more_steps():
-    """The posterior variance is a lower bound (DDPM section 3.2): the spread is found in the limit, from below."""
-    spreads = []
-    for count in (100, 1000, 4000):
-        p = GaussianDiffusion(count, 0.1 / count, 20 / count)
-        mean, variance = ancestral_moments(p.betas.tolist())
-        assert mean == pytest.approx(MEAN, abs=0.01)
-        spreads.append(math.sqrt(variance))
-    assert spreads == sorted(spreads)
-    assert spreads[-1] == pytest.approx(STD, abs=0.002)
-
-
-def test_ddim_finds_a_known_distribution():
-    """The deterministic sampler with many steps transports N(0, 1) to the data, sample by sample."""
-    p = GaussianDiffusion(1000, zero_terminal_snr=True, prediction_type="v_prediction")
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    start = x
-    steps = p.trailing_timesteps(500)
-    for step, before in zip(steps, [*steps[1:], -1]):
-        t = torch.full((9,), step)
-        x = p.ddim_step(x, t, torch.full((9,), before), optimal(p)(x, t))
-    close(x, MEAN + STD * start, 0.02)
+    whole = list(p.ddim_sample_loop(predict, x_T, steps=20, eta=1.0, generator=generator()))
+    ancestral = list(p.p_sample_loop(predict, x_T, generator=generator()))
+    assert asked == [*range(19, -1, -1)] * 2
+    for a, b in zip(whole, ancestral, strict=True):
+        close(a, b)
+    asked.clear()
+    (only,) = p.ddim_sample_loop(predict, x_T, steps=1)
+    assert asked == [19]
+    t = torch.full((5,), 19)
+    close(only, p.predict_x0(x_T, t, predict(x_T, t)))
+    assert len(list(p.ddim_sample_loop(predict, x_T, steps=7))) == 7
