@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 
+from lorakit import __version__
 from lorakit.core.errors import InterruptedRun, LorakitError, StorageError
 from lorakit.core.files import printable
 
@@ -19,6 +20,7 @@ VERBS = ("demo", "check", "cache", "train", "sample", "export", "merge", "inspec
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lorakit", description="Teach a latent diffusion model something new.")
+    top.add_argument("--version", action="version", version=f"lorakit {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"lorakit.cli.{name}")
@@ -58,7 +60,7 @@ def _main(arguments: list[str] | None) -> None:
     except LorakitError as error:
         if _is_ours_to_tell(error):
             report(error)
-        if isinstance(error, InterruptedRun):
+        if isinstance(error, InterruptedRun):  # a signal may have left a pool with a thread that nobody knows
             from lorakit.core.processes import end_now
 
             end_now(error.exit_code)

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 
 HELP = "train an adapter from a recipe, or go on with a run"
 
@@ -36,8 +37,13 @@ def run(args: argparse.Namespace) -> None:
     if args.allow_change and args.resume is None:
         raise InputError("--allow-change is for --resume: in a new run, change the recipe.")
     if args.resume is not None:
-        if args.recipe is not None:
-            overrides.insert(0, args.recipe)
+        first = [] if args.recipe is None else [args.recipe]
+        if first and "=" not in args.recipe:
+            raise InputError(
+                f"--resume goes on with the run's own recipe: leave {printable(args.recipe)} out; single settings are "
+                "given as section.key=value."
+            )
+        overrides = [*first, *overrides]
     elif args.recipe is None:
         raise InputError("Give a recipe, `lorakit train RECIPE`, or a run to go on with, `lorakit train --resume RUN`.")
     from lorakit.core.quiet import quiet_libraries

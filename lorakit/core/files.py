@@ -48,7 +48,10 @@ def storage_errors(path: Path, *, deed: str = "written") -> Iterator[None]:
 
 def make_folder(path: Path) -> Path:
     with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:  # in /proc; below a file
+            raise StorageError(f"{path} cannot be made a folder ({error.strerror}): choose another one") from error
     return path
 
 

@@ -14,7 +14,8 @@ from lorakit.core.types import Process, Text
 class Description:
     """What is known of a model without its weights.
 
-    `side_multiple` is what picture sides must be a multiple of, in pixels; `resolution` the side it was trained at;
+    `side_multiple` is what picture sides must be a multiple of, in pixels, and `drawing_multiple` those that the stock
+    pipeline draws; `resolution` the side it was trained at;
     `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit. `backbone` and
     `default_targets` are the family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by
     name, empty where the files are not here. A picture of (width, height) is `latent_size` numbers, a caption
@@ -22,6 +23,7 @@ class Description:
     """
 
     side_multiple: int
+    drawing_multiple: int
     resolution: int
     token_limit: int
     count_tokens: Callable[[str], int]

@@ -42,6 +42,10 @@ def _vae_factor(folder: Path) -> int:
     return 2 ** (len(folders.read_config(folder, "vae")["block_out_channels"]) - 1)
 
 
+def _drawing_multiple(factor: int) -> int:
+    return math.lcm(factor, 8)  # the stock pipeline asks for 8, whatever the VAE is
+
+
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
     folder = folders.resolve(settings.path, weights=False)
@@ -52,6 +56,7 @@ def describe(settings: Settings) -> Description:
     tokenizer = _tokenizer(folder)
     return Description(
         side_multiple=factor,
+        drawing_multiple=_drawing_multiple(factor),
         resolution=factor * folders.read_config(folder, "unet")["sample_size"],
         token_limit=tokenizer.model_max_length,
         count_tokens=lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids),
@@ -104,7 +109,7 @@ class StableDiffusion:
         self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
         self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         self.side_multiple = _vae_factor(path)
-        self.drawing_multiple = math.lcm(self.side_multiple, 8)  # the stock pipeline asks for 8, whatever the VAE is
+        self.drawing_multiple = _drawing_multiple(self.side_multiple)
         self.token_limit = self.tokenizer.model_max_length
         for module in self.components.values():
             module.requires_grad_(False).eval()

@@ -34,6 +34,10 @@ class Common(core_settings.Settings):
         """How many 32-bit numbers it keeps for each weight, at most."""
         return 2.0
 
+    def advice(self) -> list[str]:
+        """What is allowed, and hardly meant."""
+        return []
+
     def problems(self, rates: Mapping[str, float | None]) -> list[str]:
         """Why this optimizer cannot train here; `rates` are the parts' own by their keys, None where none is given.
 

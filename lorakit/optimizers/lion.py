@@ -20,6 +20,11 @@ class SignSettings(Bitsandbytes):
     weight_decay: float = Field(0.05, ge=0)
     """How far each step pulls the weights to zero, times the learning rate."""
 
+    def advice(self) -> list[str]:
+        if self.lr < 3e-4:
+            return []
+        return [f"optimizer.lr = {self.lr:g} is much for Lion: a third to a tenth of AdamW's is usual"]
+
     @property
     def state_size(self) -> float:
         return 1.0

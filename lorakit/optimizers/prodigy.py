@@ -38,6 +38,11 @@ class Settings(Adam):
     def state_size(self) -> float:
         return 2 + 2 / self.slice_p
 
+    def advice(self) -> list[str]:
+        if self.lr >= 0.1:
+            return []
+        return [f"optimizer.lr = {self.lr:g} multiplies the rate that Prodigy finds by itself, and is usually 1"]
+
     def problems(self, rates: Mapping[str, float | None]) -> list[str]:
         own = {key: rate for key, rate in rates.items() if rate is not None}
         if len({self.lr if rate is None else rate for rate in rates.values()}) <= 1:

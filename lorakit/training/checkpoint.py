@@ -166,7 +166,11 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         skipped.append(f"{printable(path.name)} is damaged: {reason}.")
     if skipped:
         raise InputError(
-            [*skipped, f"No checkpoint in {printable(folder)} can be used: train again into another folder."]
+            [
+                *skipped,
+                f"No checkpoint in {printable(folder)} can be used: train again into another folder, with "
+                "adapter.init_from if you like: the adapters of the saved steps are in the folder adapters beside it.",
+            ]
         )
     return None, []
 

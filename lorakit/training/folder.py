@@ -44,6 +44,11 @@ class RunFolder:
         """Raises InputError where `path` holds a run, be it a killed one, or is no folder."""
         if path.exists() and not path.is_dir():
             raise InputError(f"run.output = {printable(path)} is a file: give a folder.")
+        around = next((folder for folder in path.resolve().parents if _is_run(folder)), None)
+        if around:
+            raise InputError(
+                f"run.output = {printable(path)} lies within the run {printable(around)}: choose a folder outside."
+            )
         if (path / "lock").is_file():
             _owned(path).close()  # where another process runs in it, that is the message
         found = [name for name in (*SIGNS_OF_A_RUN, "lock") if (path / name).exists()]
@@ -118,6 +123,10 @@ class RunFolder:
         with contextlib.suppress(OSError):  # from the innermost; the first that is not empty ends it
             for folder in () if self._begun() else self.made:
                 folder.rmdir()
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.toml").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 def _owned(path: Path) -> IO[str]:

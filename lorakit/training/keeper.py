@@ -120,6 +120,10 @@ class Keeper:
                 **self.facts,
             },
         )
+        self._prune()
+
+    def _prune(self) -> None:
+        folder = self.output / "checkpoints"
         with _tolerated("older checkpoints could not be removed"):
             best = checkpoint.best_steps(self.output / "validation.jsonl", folder, self.run.keep_best)
             checkpoint.prune(folder, keep_last=self.run.keep_last, keep_every=self.run.keep_every, keep=best)
@@ -157,6 +161,7 @@ class Keeper:
             number = loss if math.isfinite(loss) else None
             record = {"step": step, "loss": number, "samples": samples, "seconds": time.perf_counter() - started}
             self.validations.write(record)
+            self.validations.flush()
             self.runtime.track({"step": step, "validation_loss": loss})
             log.info("step %d: validation loss %.4f", step, loss)
 
@@ -181,6 +186,7 @@ class Keeper:
         if self.trainee.average and self.run.ema and self.run.ema.export == "beside":
             self._export(self._with(self.trainee.average.tensors), path.with_name("adapter-ema.safetensors"))
         self.flush()
+        self._prune()  # the last validation came after the last checkpoint
         with _tolerated("report.html could not be written"):
             write_report(self.output, prompts=self.sampling.prompts, recipe=self.recipe)
 

@@ -29,7 +29,7 @@ MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
 
 class RunSettings(core_settings.Settings):
-    output: str
+    output: str = Field(min_length=1)
     """Folder of the run, which must not hold one already. Left out: runs/ and the recipe's name, where you are."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps to train for; 1000 where neither this nor `epochs` is given."""
@@ -154,6 +154,8 @@ def run_loop(
         needed = step == last_step or wishes.stop is not None
         due = needed or wishes.save or bool(save_every and step % save_every == 0)
         saved = due and hooks.save(step, needed=needed)
+        if wishes.save and saved and rank() == 0:
+            log.info("step %d is saved, as was asked", step)
         if wishes.stop is not None:
             raise _stopped(step, wishes.stop)
         look(step, saved=saved, sample=wishes.sample)

@@ -1,12 +1,13 @@
 """`metrics.jsonl`, exactly one line per optimizer step, and `validation.jsonl`, one per validation.
 
-They are flushed in blocks and before each checkpoint.
+They are flushed in blocks, every few seconds, and before each checkpoint.
 """
 
 import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from lorakit.core.files import storage_errors, write_bytes
 
 log = logging.getLogger("lorakit")
 
-BLOCK = 50  # lines; a flush costs a system call, and a kill loses no more than what a resume computes again
+BLOCK = 50  # lines; a flush costs a sync, and a kill loses no more than what a resume computes again
+_SECONDS = 10.0  # who looks on sees a slow run's steps no later than this
 
 
 class MetricsFile:
@@ -27,6 +29,7 @@ class MetricsFile:
         self._pending: list[str] = []
         self._size = 0  # of what is whole in the file
         self._warned = False
+        self._flushed = time.monotonic()
         if path.exists():
             with storage_errors(path, deed="read"):
                 kept = b"".join(line + b"\n" for line in whole_lines(path) if json.loads(line)["step"] <= step)
@@ -36,8 +39,9 @@ class MetricsFile:
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line. Never fails for the disk: lines that it does not take wait for the next flush."""
         self._pending.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        if len(self._pending) % BLOCK:
+        if len(self._pending) % BLOCK and time.monotonic() < self._flushed + _SECONDS:
             return
+        self._flushed = time.monotonic()
         try:
             self.flush()
         except StorageError as error:

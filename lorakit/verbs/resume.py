@@ -72,7 +72,7 @@ def recipe_of(run: Path, *, overrides: Sequence[str], allow: Sequence[str]) -> R
         f"{key} differs from the run's: a resumed run goes on with its own recipe. Leave it as it is, "
         f"or say --allow-change {key}."
         for key in changed
-        if not key.startswith(HARMLESS) and not any(key == a or key.startswith(f"{a}.") for a in allow)
+        if not _may_change(key, allow)
     ]
     if problems:
         raise InputError(problems)
@@ -109,6 +109,29 @@ def with_global_batch(recipe: Recipe, found: Checkpoint) -> Recipe:
             f"{recipe.run.batch_size} cannot make: resume it on a number of processes that divides it."
         )
     return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
+
+
+def refuse_other_run(recipe: Recipe, found: Checkpoint, *, allow: Sequence[str]) -> None:
+    """Raises InputError where the checkpoint was written with other settings than these, but for what may change.
+
+    It is another run's then, or a change was allowed once and is not yet in a checkpoint.
+    """
+    before = found.state["recipe"]
+    after = recipe.to_dict(paths=False)
+    known = known_keys(after)
+    problems = [
+        f"{printable(found.path.name)} was written with another {key} than the recipe has: it is another run's, or say "
+        f"--allow-change {key}."
+        for key in changed_keys(before, after)
+        # what a version has added or dropped was not changed by anybody; the global batch is kept in any case
+        if key in known and not _may_change(key, allow) and key != "run.accumulate"
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _may_change(key: str, allow: Sequence[str]) -> bool:
+    return key.startswith(HARMLESS) or any(key == a or key.startswith(f"{a}.") for a in allow)
 
 
 def refuse_other_data(data: Dataset, found: Checkpoint, output: Path) -> None:

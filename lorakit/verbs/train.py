@@ -37,7 +37,14 @@ from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 from lorakit.training.validation import DRAWS
-from lorakit.verbs.resume import EXAMPLES, newest_checkpoint, recipe_of, refuse_other_data, with_global_batch
+from lorakit.verbs.resume import (
+    EXAMPLES,
+    newest_checkpoint,
+    recipe_of,
+    refuse_other_data,
+    refuse_other_run,
+    with_global_batch,
+)
 from lorakit.verbs.space import refuse_lack_of_space
 from lorakit.verbs.survey import global_batch, survey_recipe
 from lorakit.verbs.trainee import components_to_adapt, inject_adapters, make_trainee
@@ -71,7 +78,7 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), allow: Sequence[st
     and InputError where no checkpoint verifies, the data have changed, or the global batch cannot be kept.
     """
     run = Path(run).resolve()
-    return _train(recipe_of(run, overrides=overrides, allow=allow), run, resumed=True)
+    return _train(recipe_of(run, overrides=overrides, allow=allow), run, resumed=True, allow=allow)
 
 
 def dry_run(recipe: Recipe) -> list[str]:
@@ -85,7 +92,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         interrupt = stack.enter_context(watched())
         recipe, runtime = _started(recipe, output)
         stack.enter_context(runtime)
-        data, _ = on_first_rank(lambda: _data(recipe, output, resumed=False))
+        data, _ = on_first_rank(lambda: _data(recipe, output))
         trainee, loader = _prepared(recipe, data, runtime, None, interrupt)
         # what the first pass sets up is no part of a step's time
         report = _dry(recipe, trainee, loader, passes=2)
@@ -96,7 +103,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     )
 
 
-def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
+def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] = ()) -> RunResult:
     started = time.perf_counter()
     quiet_libraries()
     with contextlib.ExitStack() as stack:
@@ -107,8 +114,10 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
         if resumed:
             stack.enter_context(_owned(output, RunFolder.existing, interrupt))
             found = newest_checkpoint(output)
-            recipe = with_global_batch(recipe, found) if found else recipe
-        data, data_report = on_first_rank(lambda: _data(recipe, output, resumed=resumed))
+            if found:
+                refuse_other_run(recipe, found, allow=allow)
+                recipe = with_global_batch(recipe, found)
+        data, data_report = on_first_rank(lambda: _data(recipe, output, fresh=not resumed))
         if found:
             refuse_other_data(data, found, output)
         first_step = int(found.state["step"]) if found else 0
@@ -137,6 +146,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool) -> RunResult:
                 "global_batch": global_batch(recipe),
                 "steps_per_epoch": data.plan.steps_per_epoch,
                 "digest": data.plan.digest(),
+                "recipe": recipe.to_dict(paths=False),
             },
             trainee=trainee,
             runtime=runtime,
@@ -201,27 +211,30 @@ def _started(recipe: Recipe, output: Path) -> tuple[Recipe, Runtime]:
     return recipe, runtime
 
 
-def _data(recipe: Recipe, output: Path, *, resumed: bool) -> tuple[Dataset, DataReport]:
+def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset, DataReport]:
     """The scanned data with their plan, and the report on them.
 
-    Raises InputError with all that is wrong with the output folder, the model and the data.
+    Raises InputError with all that is wrong with the output folder, which is to be taken if `fresh`, the model and the
+    data.
     """
     problems: list[str] = []
     try:
         refuse_within(output, [Path(source.path) for source in recipe.data.sources], key="run.output")
-        if not resumed:
+        if fresh:
             RunFolder.refuse_used(output)
     except InputError as error:
         problems += error.problems
     parts = {"adapter": recipe.adapter, "adapter.text_encoder": recipe.adapter.text_encoder}
     problems += recipe.optimizer.problems({f"{key}.lr": part and part.lr for key, part in parts.items()})
-    if recipe.adapter.init_from is not None and not resumed:
+    if recipe.adapter.init_from is not None and fresh:
         try:
             read_file(Path(recipe.adapter.init_from))
         except InputError as error:
             problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
+    if recipe.sample.prompts and not surveyed.report.errors:
+        problems += _undrawable(recipe)
     if recipe.run.keep_best and surveyed.dataset and not (surveyed.dataset.validation() and recipe.run.validate_every):
         problems.append(
             'run.keep_best goes by the validation loss, and there is none: name a source with role = "validation" or '
@@ -229,9 +242,24 @@ def _data(recipe: Recipe, output: Path, *, resumed: bool) -> tuple[Dataset, Data
         )
     if problems:
         raise InputError(problems)
-    for text in (*surveyed.report.warnings, *(f"left out: {reason}" for reason in surveyed.report.skipped)):
+    for text in (
+        *recipe.optimizer.advice(),
+        *surveyed.report.warnings,
+        *(f"left out: {reason}" for reason in surveyed.report.skipped),
+    ):
         log.warning("%s", text)
     return surveyed.usable(), surveyed.report
+
+
+def _undrawable(recipe: Recipe) -> list[str]:
+    """Sizes of samples that the model does not draw; stock pipelines would take others in silence."""
+    multiple = families.describe_settings(recipe.model).drawing_multiple
+    sides = {"width": recipe.sample.width, "height": recipe.sample.height}
+    return [
+        f"sample.{name} = {side}: the model draws multiples of {multiple} pixels."
+        for name, side in sides.items()
+        if side is not None and side % multiple
+    ]
 
 
 def _prepared(

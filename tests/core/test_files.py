@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pathlib
 import stat
 import subprocess
 import sys
@@ -248,3 +249,10 @@ def test_sizes_have_a_unit_that_suits_them():
     assert [files.size(n) for n in (0, 999, 1000, 1_234_567, 5e9, 7e13)] == [
         *("0 bytes", "999 bytes", "1.0 kB", "1.2 MB", "5.0 GB", "70.0 TB")
     ]
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").touch()
+    for wrong in (pathlib.Path("/proc/nothing"), tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be made a folder"):
+            files.make_folder(wrong)

@@ -152,6 +152,13 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         RunFolder.fresh(tmp_path / "run")
 
 
+def test_a_folder_within_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match="within the run"):
+        RunFolder.refuse_used(tmp_path / "a" / "b")
+
+
 def test_no_permission_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")

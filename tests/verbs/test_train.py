@@ -19,7 +19,7 @@ from lorakit.families import sd
 from lorakit.recipe import Recipe
 from lorakit.sampling.pictures import Request, draw
 from lorakit.training.metrics import MetricsFile
-from lorakit.verbs.train import resume, train
+from lorakit.verbs.train import dry_run, resume, train
 from tests.verbs.conftest import write_pictures
 
 Make = Callable[..., Recipe]
@@ -167,6 +167,51 @@ def test_a_resume_refuses_other_data_other_settings_and_no_run(make_recipe: Make
         "0/99.png is new: take it out.",
         "0/01.png is gone: put it back.",
     ]
+
+
+def test_a_checkpoint_of_another_run_is_refused(make_recipe: Make) -> None:
+    run = train(make_recipe("run", "run.steps=3")).output
+    other = train(make_recipe("other", "run.steps=3", "run.seed=5", "optimizer.lr=0.02")).output
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    with pytest.raises(InputError) as caught:
+        resume(run)
+    assert [problem.split(" than ")[0] for problem in caught.value.problems] == [
+        "step-000003 was written with another optimizer.lr",
+        "step-000003 was written with another run.seed",
+    ]
+    assert resume(run, allow=["optimizer.lr", "run.seed"]).steps == 3
+
+
+def test_sizes_that_the_model_does_not_draw_are_refused(make_recipe: Make) -> None:
+    with pytest.raises(InputError, match=r"sample.width = 33.*multiples of 8"):
+        train(make_recipe("run", "sample.width=33"))
+
+
+def test_a_rate_that_is_hardly_meant_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
+    train(make_recipe("run", "optimizer.kind=prodigy", "optimizer.lr=5e-4", "run.steps=1"))
+    assert "multiplies the rate that Prodigy finds" in caplog.text
+
+
+def test_a_dry_run_needs_no_free_folder_and_leaves_none(make_recipe: Make) -> None:
+    recipe = make_recipe("run", "run.steps=1")
+    lines = dry_run(recipe)
+    assert not Path(recipe.run.output).exists() and "2 × " in lines[0]
+    train(recipe)
+    assert len(dry_run(recipe)) == len(lines)
+
+
+def test_the_best_checkpoints_are_kept_at_the_end(make_recipe: Make) -> None:
+    how = ["data.validation=0.3", "run.validate_every=1", "run.save_every=1", "run.keep_last=1", "run.keep_best=2"]
+    run = train(make_recipe("run", *how)).output
+    losses = {
+        line["step"]: line["loss"] for line in map(json.loads, (run / "validation.jsonl").read_text().splitlines())
+    }
+    best = sorted(range(1, 7), key=lambda step: losses[step])[:2]
+    kept = {int(path.name[5:]) for path in (run / "checkpoints").iterdir()}
+    assert kept == {*best, 6} and len(list((run / "adapters").iterdir())) == 6
+    with pytest.raises(InputError, match="run.keep_best"):
+        train(make_recipe("other", "run.keep_best=1"))
 
 
 def test_a_failure_before_the_first_step_leaves_the_folder_to_the_mended_recipe(make_recipe: Make) -> None:
