@@ -1,50 +1,30 @@
 """The denoising objective: predict what was mixed into x_t (DDPM eq. 14; Salimans and Ho 2022 for v).
 
-The target is the process's own (`target`); here is which t, how each t counts, and the mean over a picture.
+The target is the process's own (`target`). Which t, how each t counts, and what a difference costs are settings, each
+in a file of its own: `timesteps.py`, `weightings.py`, `losses.py`. Here they meet, and the mean over a picture.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
 from lorakit.core import settings as core_settings
 from lorakit.core.types import Batch, LossReport, Predict, Process
-
-
-class NoWeighting(core_settings.Settings):
-    kind: Literal["none"] = "none"
-    """Every timestep counts alike."""
-
-
-class MinSNR(core_settings.Settings):
-    kind: Literal["min_snr"]
-    """Easy timesteps count less (Hang et al. 2023, arXiv:2303.09556)."""
-    gamma: float = Field(5.0, gt=0)
-    """The signal-to-noise ratio above which a timestep counts less."""
+from lorakit.diffusion.losses import MSE, Loss, loss
+from lorakit.diffusion.timesteps import Timesteps, Uniform, law
+from lorakit.diffusion.weightings import NoWeighting, Weighting, weighting
 
 
 class Settings(core_settings.Settings):
     kind: Literal["denoising"] = "denoising"
-    """Predict the noise (or v) that was mixed into the latents."""
-    weighting: Annotated[NoWeighting | MinSNR, Field(discriminator="kind")] = NoWeighting()
+    """Predict the noise (or v, x0, velocity: whatever the model does) that was mixed into the latents."""
+    timesteps: Timesteps = Uniform()
+    """Which timesteps are trained, and how often."""
+    weighting: Weighting = NoWeighting()
     """How each timestep counts."""
-
-
-def timesteps(quantile: Tensor, count: int) -> Tensor:
-    """The uniform law: quantiles (B,) in [0, 1) to integer timesteps 0 … count - 1."""
-    return (quantile.double() * count).long().clamp(max=count - 1)
-
-
-def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """min(snr, gamma) over what the prediction's loss is worth in x0: snr for epsilon, snr + 1 for v, 1 for x0."""
-    clipped = snr.clamp(max=gamma)
-    if prediction_type == "epsilon":
-        # snr = 0 (zero terminal SNR) is the limit 1; epsilon is not trained there anyway
-        return torch.where(snr > 0, clipped / snr.clamp(min=1e-20), torch.ones_like(snr))
-    return clipped / (snr + 1) if prediction_type == "v_prediction" else clipped
+    loss: Loss = MSE()
+    """What a difference between prediction and target costs."""
 
 
 def per_example(error: Tensor, mask: Tensor | None) -> Tensor:
@@ -55,18 +35,37 @@ def per_example(error: Tensor, mask: Tensor | None) -> Tensor:
     return (error * mask).flatten(1).sum(1) / (error.shape[1] * area)
 
 
+def problems(settings: Settings, process: Process) -> list[str]:
+    """Why these settings say nothing for this process, each with its key and what to do; empty: they do."""
+    found = []
+    for part in (lambda: law(settings.timesteps, process), lambda: weighting(settings.weighting, process)):
+        try:
+            part()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
-    """The objective over `process`: mean squared error per example, weighted by timestep."""
+    """The objective over `process`: the mean loss per example, weighted by timestep.
+
+    Raises ValueError with all `problems`, a line each.
+    """
+    found = problems(settings, process)
+    if found:
+        raise ValueError("\n".join(found))
+    draw = law(settings.timesteps, process)
+    weigh = weighting(settings.weighting, process)
+    cost = loss(settings.loss, process)
 
     def objective(predict: Predict, batch: Batch) -> LossReport:
         assert batch.latents is not None, "pixels are encoded before"
-        t = timesteps(batch.quantile, process.timesteps).to(batch.latents.device)
+        t = draw(batch.quantile).to(batch.latents.device)
         x_t = process.q_sample(batch.latents, t, batch.noise)
         predicted = predict(x_t, t, text=batch.text).float()
-        error = per_example((predicted - process.target(batch.latents, t, batch.noise)).square(), batch.mask)
-        if isinstance(settings.weighting, MinSNR):
-            weight = min_snr_weight(process.snr(t), settings.weighting.gamma, process.prediction_type)
-            error = error * weight.to(error)
+        error = per_example(cost(predicted - process.target(batch.latents, t, batch.noise), t), batch.mask)
+        if weigh is not None:
+            error = error * weigh(t).to(error)
         return LossReport(per_example=error, t=t)
 
     return objective

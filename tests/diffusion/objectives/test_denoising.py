@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorakit.core.errors import InputError
+from lorakit.core.settings import validate
 from lorakit.core.types import Batch
-from lorakit.diffusion import GaussianDiffusion
+from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.diffusion.objectives.denoising import MinSNR, Settings, build, min_snr_weight, per_example, timesteps
+from lorakit.diffusion.objectives.denoising import Settings, build, per_example, problems
 
 
 def batch(count: int = 4) -> Batch:
@@ -41,44 +43,6 @@ def test_a_prediction_that_is_off_by_a_constant_costs_its_square(prediction_type
     torch.testing.assert_close(report.per_example, torch.tensor([0.0, 1.0, 4.0, 9.0]))
     assert report.t.tolist() == [0, 333, 666, 999]
     torch.testing.assert_close(seen[0], process.q_sample(given.latents, report.t, given.noise))
-
-
-def test_the_uniform_law_gives_every_timestep_alike() -> None:
-    quantile = (torch.arange(4000) + 0.5) / 4000
-    t = timesteps(quantile, 1000)
-    assert t.bincount().tolist() == [4] * 1000
-    assert int(timesteps(torch.tensor([1 - 2**-24]), 1000)) == 999
-
-
-def test_min_snr_weights_in_closed_form() -> None:
-    snr = torch.tensor([0.0, 0.5, 5.0, 20.0], dtype=torch.float64)
-    assert min_snr_weight(snr, 5.0, "epsilon").tolist() == [1.0, 1.0, 1.0, 0.25]
-    assert min_snr_weight(snr, 5.0, "v_prediction").tolist() == pytest.approx([0, 0.5 / 1.5, 5 / 6, 5 / 21])
-    assert min_snr_weight(snr, 5.0, "sample").tolist() == [0.0, 0.5, 5.0, 5.0]
-
-
-def test_min_snr_means_the_same_loss_of_x0_in_every_prediction_type() -> None:
-    given = batch()
-    losses = []
-    for prediction_type in ("epsilon", "v_prediction", "sample"):
-        process = GaussianDiffusion(prediction_type=prediction_type)
-        objective = build(Settings(weighting=MinSNR(kind="min_snr", gamma=3.0)), process)
-
-        def predict(
-            x_t: Tensor, t: Tensor, *, text: Any = None, adapter: bool = True, process: Any = process
-        ) -> Tensor:
-            # every type's answer to the same guess of x0
-            a = process.alphas_cumprod[t].view(-1, 1, 1, 1).float()
-            guess = given.latents + 0.5
-            noise = (x_t - a.sqrt() * guess) / (1 - a).sqrt()
-            answers = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * guess, "sample": guess}
-            return answers[process.prediction_type]
-
-        losses.append(objective(predict, given).per_example)
-    snr = GaussianDiffusion().snr(timesteps(given.quantile, 1000))
-    expected = (snr.clamp(max=3.0) * 0.25).float()
-    for loss in losses:
-        torch.testing.assert_close(loss, expected, rtol=2e-3, atol=1e-6)
 
 
 def test_the_gradient_reaches_the_prediction_and_the_report_keeps_its_graph() -> None:
@@ -119,3 +83,178 @@ def test_what_a_mask_leaves_out_gives_no_gradient() -> None:
     report.per_example.sum().backward()
     assert predicted.grad is not None
     assert torch.equal(predicted.grad.abs().sum(1) > 0, mask[:, 0] > 0)
+
+
+# -- every option takes effect ----------------------------------------------------------------------------------------
+
+PROCESSES: dict[str, Any] = {
+    "epsilon": GaussianDiffusion(),
+    "v_prediction": GaussianDiffusion(prediction_type="v_prediction"),
+    "sample": GaussianDiffusion(prediction_type="sample"),
+    "flow": RectifiedFlow(),
+}
+# what a kind needs, and another value for each setting that it has
+OTHER: dict[str, dict[str, dict[str, Any]]] = {
+    "timesteps": {
+        "uniform": {},
+        "logit_normal": {"mean": 0.5, "std": 0.6},
+        "sigmoid": {"scale": 0.5},
+        "mode": {"scale": 0.5},
+        "cosmap": {},
+        "beta": {"alpha": 3.0, "beta": 0.7},
+        "shifted": {"shift": 2.0},
+        "log_snr": {"mean": -2.0, "std": 1.0},
+        "content": {"power": 2.0},
+        "style": {"power": 2.0},
+        "list": {"values": [1]},
+    },
+    "weighting": {
+        "none": {},
+        "min_snr": {"gamma": 0.3, "soft": True},
+        "p2": {"k": 0.5, "gamma": 0.5},
+        "debiased": {},
+        "snr_v": {},
+        "sigma": {"power": -2.0},
+        "edm": {"sigma_data": 0.8},
+    },
+    "loss": {
+        "mse": {},
+        "l1": {},
+        "log_cosh": {},
+        "huber": {"delta": 0.4, "schedule": "snr"},
+        "pseudo_huber": {"delta": 0.4, "schedule": "exponential"},
+        "smooth_l1": {"delta": 0.4, "schedule": "snr"},
+    },
+}
+RANGE = {"min": 0.3, "max": 0.6}
+REFUSED = {("min_snr", "flow"), ("snr_v", "epsilon")}
+
+
+def settings(**values: Any) -> Settings:
+    return validate(Settings, values, where="objective", name="denoising")
+
+
+def losses(process: Any, **values: Any) -> Tensor:
+    """The losses of a fixed batch under a prediction that is neither right nor far off."""
+    given = replace(batch(), quantile=torch.tensor([0.03, 0.31, 0.52, 0.94]))
+
+    def predict(x_t: Tensor, t: Tensor, *, text: Any = None, adapter: bool = True) -> Tensor:
+        return 0.3 * x_t
+
+    return build(settings(**values), process)(predict, given).per_example
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    return {"kind": kind, **({"values": [1, 0]} if kind == "list" else {})}
+
+
+def kinds(option: str) -> dict[str, Any]:
+    """The settings classes that an option may be of, by their kinds."""
+    models = Settings.model_fields[option].annotation.__args__  # type: ignore[union-attr]
+    return {model.model_fields["kind"].annotation.__args__[0]: model for model in models}
+
+
+def test_every_kind_and_setting_is_walked() -> None:
+    assert set(OTHER) == set(Settings.model_fields) - {"kind"}
+    for option, of_option in OTHER.items():
+        assert set(of_option) == set(kinds(option))
+        for kind, model in kinds(option).items():
+            ranged = set(RANGE) if option == "timesteps" and kind != "list" else set()
+            assert set(of_option[kind]) | ranged == set(model.model_fields) - {"kind"}
+
+
+@pytest.mark.parametrize("prediction_type", PROCESSES)
+@pytest.mark.parametrize("option", OTHER)
+def test_every_option_changes_the_loss(option: str, prediction_type: str) -> None:
+    process = PROCESSES[prediction_type]
+    default = losses(process)
+    seen: dict[str, Tensor] = {}
+    for kind, others in OTHER[option].items():
+        values = of_kind(kind)
+        if (kind, prediction_type) in REFUSED:
+            with pytest.raises(ValueError, match=f"objective.weighting.kind = {kind!r}"):
+                losses(process, **{option: values})
+            continue
+        base = losses(process, **{option: values})
+        assert bool(base.isfinite().all())
+        if kind in ("uniform", "none", "mse"):
+            assert torch.equal(base, default)
+        # a sigmoid is the logit-normal law around 0
+        for other, found in seen.items():
+            assert {kind, other} == {"logit_normal", "sigmoid"} or not torch.equal(base, found), (kind, other)
+        seen[kind] = base
+        ranged = RANGE if option == "timesteps" and kind != "list" else {}
+        for key, value in {**others, **ranged}.items():
+            changed = losses(process, **{option: {**values, key: value}})
+            assert not torch.equal(changed, base), (kind, key)
+
+
+@pytest.mark.parametrize("prediction_type", PROCESSES)
+def test_the_default_is_the_plain_mean_to_the_last_bit(prediction_type: str) -> None:
+    process = PROCESSES[prediction_type]
+    given = batch()
+
+    def predict(x_t: Tensor, t: Tensor, *, text: Any = None, adapter: bool = True) -> Tensor:
+        return 0.3 * x_t
+
+    t = given.quantile if prediction_type == "flow" else (given.quantile.double() * 1000).long().clamp(max=999)
+    x_t = process.q_sample(given.latents, t, given.noise)
+    plain = (0.3 * x_t - process.target(given.latents, t, given.noise)).square().flatten(1).mean(1)
+    report = build(Settings(), process)(predict, given)
+    assert torch.equal(report.per_example, plain)
+    assert torch.equal(report.t, t)
+
+
+@pytest.mark.parametrize("kind", OTHER["loss"])
+def test_a_mask_and_a_weight_go_with_every_loss(kind: str) -> None:
+    """Half of the picture, each half by itself: their mean is the whole; and the weight comes on top."""
+    process = PROCESSES["v_prediction"]
+    given = batch()
+    left = torch.zeros(4, 1, 4, 4)
+    left[..., :2] = 1.0
+
+    def of(mask: Tensor | None, **values: Any) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, *, text: Any = None, adapter: bool = True) -> Tensor:
+            return 0.3 * x_t
+
+        return build(settings(loss={"kind": kind}, **values), process)(predict, replace(given, mask=mask)).per_example
+
+    whole = of(None)
+    assert not torch.allclose(of(left), whole)
+    torch.testing.assert_close((of(left) + of(1 - left)) / 2, whole)
+    snr = process.snr(torch.tensor([0, 333, 666, 999]))
+    weighted = of(left, weighting={"kind": "snr_v"})
+    torch.testing.assert_close(weighted, (of(left).double() * snr / (snr + 1)).float())
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_all_that_does_not_fit_the_process_is_told_at_once() -> None:
+    asked = settings(timesteps={"kind": "list", "values": [7]}, weighting={"kind": "min_snr"})
+    found = problems(asked, RectifiedFlow())
+    assert [problem.split(" ")[0].rstrip(":") for problem in found] == [
+        "objective.timesteps.values",
+        "objective.weighting.kind",
+    ]
+    with pytest.raises(ValueError) as caught:
+        build(asked, RectifiedFlow())
+    assert str(caught.value).splitlines() == found
+    assert problems(asked, GaussianDiffusion()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"weighting": {"kind": "none", "gamma": 1.0}}, "objective.weighting.gamma is not a setting of denoising."),
+        ({"weighting": {"kind": "p2", "soft": True}}, "objective.weighting.soft is not a setting of denoising."),
+        ({"loss": {"kind": "mse", "delta": 0.1}}, "objective.loss.delta is not a setting of denoising."),
+        ({"loss": {"kind": "huber", "schedule": "linear"}}, "objective.loss.schedule = 'linear': "),
+        ({"loss": {"kind": "hubber"}}, "objective.loss.kind = 'hubber' is not known. Did you mean huber?"),
+        ({"loss": {"kind": "huber", "delta": 0.0}}, "objective.loss.delta = 0.0: "),
+    ],
+)
+def test_keys_of_another_kind_are_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(**values)
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(problem)
