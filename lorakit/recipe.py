@@ -201,7 +201,7 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 
 
-def _flat(value: Any, key: str) -> dict[str, str]:
+def flat(value: Any, key: str = "") -> dict[str, str]:
     """Every setting below `value` as JSON by its dotted key."""
     if isinstance(value, Mapping):
         items: Any = value.items()
@@ -209,16 +209,16 @@ def _flat(value: Any, key: str) -> dict[str, str]:
         items = enumerate(value)
     else:
         return {key: json.dumps(value)}
-    return {k: v for name, inner in items for k, v in _flat(inner, f"{key}.{name}" if key else str(name)).items()}
+    return {k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}" if key else str(name)).items()}
 
 
 def known_keys(values: Mapping[str, Any]) -> list[str]:
     """The dotted keys of all settings in a recipe's dictionary, and of the tables that they stand in."""
-    keys = [key.split(".") for key in _flat(values, "")]
+    keys = [key.split(".") for key in flat(values)]
     return sorted({".".join(parts[: i + 1]) for parts in keys for i in range(len(parts))})
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two recipes' dictionaries."""
-    old, new = _flat(before, ""), _flat(after, "")
+    old, new = flat(before), flat(after)
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

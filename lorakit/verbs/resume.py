@@ -18,7 +18,7 @@ from lorakit.core.settings import did_you_mean
 from lorakit.data.dataset import Dataset
 from lorakit.data.marks import changes
 from lorakit.optimizers.schedules import depends_on_total
-from lorakit.recipe import Recipe, apply_override, build, changed_keys, known_keys
+from lorakit.recipe import Recipe, apply_override, build, changed_keys, flat, known_keys
 from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
 
@@ -111,20 +111,24 @@ def with_global_batch(recipe: Recipe, found: Checkpoint) -> Recipe:
     return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
 
 
+def binding(recipe: Recipe) -> dict[str, str]:
+    """The settings that a run's numbers follow from, as JSON by their keys; the global batch is kept on its own."""
+    settings = flat(recipe.to_dict(paths=False))
+    return {key: value for key, value in settings.items() if not _may_change(key, ["run.accumulate"])}
+
+
 def refuse_other_run(recipe: Recipe, found: Checkpoint, *, allow: Sequence[str]) -> None:
     """Raises InputError where the checkpoint was written with other settings than these, but for what may change.
 
     It is another run's then, or a change was allowed once and is not yet in a checkpoint.
     """
-    before = found.state["recipe"]
-    after = recipe.to_dict(paths=False)
-    known = known_keys(after)
+    before, after = found.state["settings"], binding(recipe)
     problems = [
         f"{printable(found.path.name)} was written with another {key} than the recipe has: it is another run's, or say "
         f"--allow-change {key}."
-        for key in changed_keys(before, after)
-        # what a version has added or dropped was not changed by anybody; the global batch is kept in any case
-        if key in known and not _may_change(key, allow) and key != "run.accumulate"
+        # what a version has added or dropped was not changed by anybody
+        for key in sorted(before.keys() & after.keys())
+        if before[key] != after[key] and not _may_change(key, allow)
     ]
     if problems:
         raise InputError(problems)

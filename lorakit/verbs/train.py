@@ -39,6 +39,7 @@ from lorakit.training.step import Trainee
 from lorakit.training.validation import DRAWS
 from lorakit.verbs.resume import (
     EXAMPLES,
+    binding,
     newest_checkpoint,
     recipe_of,
     refuse_other_data,
@@ -146,7 +147,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 "global_batch": global_batch(recipe),
                 "steps_per_epoch": data.plan.steps_per_epoch,
                 "digest": data.plan.digest(),
-                "recipe": recipe.to_dict(paths=False),
+                "settings": binding(recipe),
             },
             trainee=trainee,
             runtime=runtime,
