@@ -194,7 +194,10 @@ def test_a_range_loses_no_step_to_rounding():
 # -- the log-SNR law of a discrete process --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", PROCESSES[1:], ids=NAMES[1:])
+SHORT_ZERO = GaussianDiffusion(12, 0.01, 0.3, zero_terminal_snr=True)  # its last step but one has signal to speak of
+
+
+@pytest.mark.parametrize("process", [*PROCESSES[1:], SHORT_ZERO], ids=[*NAMES[1:], "short zero"])
 @pytest.mark.parametrize(("mean", "std"), [(-1.0, 1.5), (-6.0, 2.0)])
 def test_log_snr_is_normal_between_the_steps(process, mean, std):
     count = 400_000
