@@ -15,7 +15,7 @@ class Description:
     """What is known of a model without its weights.
 
     `side_multiple` is what picture sides must be a multiple of, in pixels, and `drawing_multiple` those that the stock
-    pipeline draws; `resolution` the side it was trained at;
+    pipeline draws; `resolution` the side it was trained at, in `process`;
     `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit. `backbone` and
     `default_targets` are the family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by
     name, empty where the files are not here. A picture of (width, height) is `latent_size` numbers, a caption
@@ -25,6 +25,7 @@ class Description:
     side_multiple: int
     drawing_multiple: int
     resolution: int
+    process: Process
     token_limit: int
     count_tokens: Callable[[str], int]
     backbone: str

@@ -59,6 +59,9 @@ def describe(settings: Settings) -> Description:
         drawing_multiple=_drawing_multiple(factor),
         resolution=factor * folders.read_config(folder, "unet")["sample_size"],
         token_limit=tokenizer.model_max_length,
+        process=GaussianDiffusion.from_scheduler_config(
+            folders.read_config(folder, "scheduler", "scheduler_config.json")
+        ),
         count_tokens=lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids),
         backbone=StableDiffusion.backbone,
         default_targets=StableDiffusion.default_targets,

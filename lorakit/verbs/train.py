@@ -22,6 +22,7 @@ from lorakit.data.loader import Loader
 from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
 from lorakit.data.shards import Cache
+from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
 from lorakit.families.protocol import Family
 from lorakit.optimizers.schedules import factor
@@ -234,8 +235,8 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
             problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
-    if recipe.sample.prompts and not surveyed.report.errors:
-        problems += _undrawable(recipe)
+    if not surveyed.report.errors:
+        problems += _unsuited(recipe)
     if recipe.run.keep_best and surveyed.dataset and not (surveyed.dataset.validation() and recipe.run.validate_every):
         problems.append(
             'run.keep_best goes by the validation loss, and there is none: name a source with role = "validation" or '
@@ -252,15 +253,16 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     return surveyed.usable(), surveyed.report
 
 
-def _undrawable(recipe: Recipe) -> list[str]:
-    """Sizes of samples that the model does not draw; stock pipelines would take others in silence."""
-    multiple = families.describe_settings(recipe.model).drawing_multiple
-    sides = {"width": recipe.sample.width, "height": recipe.sample.height}
-    return [
-        f"sample.{name} = {side}: the model draws multiples of {multiple} pixels."
+def _unsuited(recipe: Recipe) -> list[str]:
+    """Settings that say nothing for this model; a stock pipeline would draw other sizes in silence."""
+    model = families.describe_settings(recipe.model)
+    sides = {"width": recipe.sample.width, "height": recipe.sample.height} if recipe.sample.prompts else {}
+    wrong = [
+        f"sample.{name} = {side}: the model draws multiples of {model.drawing_multiple} pixels."
         for name, side in sides.items()
-        if side is not None and side % multiple
+        if side is not None and side % model.drawing_multiple
     ]
+    return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
 
 
 def _prepared(

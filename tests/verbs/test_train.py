@@ -188,6 +188,18 @@ def test_sizes_that_the_model_does_not_draw_are_refused(make_recipe: Make) -> No
         train(make_recipe("run", "sample.width=33"))
 
 
+def test_an_objective_that_says_nothing_for_the_model_is_refused(make_recipe: Make) -> None:
+    with pytest.raises(InputError, match="objective.weighting") as caught:
+        train(make_recipe("run", 'objective.weighting.kind="snr_v"', "sample.width=33"))
+    assert len(caught.value.problems) == 2 and not Path(make_recipe("run").run.output).exists()
+
+
+def test_what_counts_and_what_it_costs_reaches_the_training(make_recipe: Make) -> None:
+    plain = records(train(make_recipe("plain", "run.steps=1")).output)[0]["loss"]
+    for name in ('timesteps={kind="logit_normal"}', 'weighting={kind="debiased"}', 'loss={kind="l1"}'):
+        assert records(train(make_recipe(name[:4], f"objective.{name}", "run.steps=1")).output)[0]["loss"] != plain
+
+
 def test_a_rate_that_is_hardly_meant_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
     train(make_recipe("run", "optimizer.kind=prodigy", "optimizer.lr=5e-4", "run.steps=1"))
     assert "multiplies the rate that Prodigy finds" in caplog.text
