@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 
-from lorakit import __version__
 from lorakit.core.errors import InterruptedRun, LorakitError, StorageError
 from lorakit.core.files import printable
 
@@ -20,7 +19,6 @@ VERBS = ("demo", "check", "cache", "train", "sample", "export", "merge", "inspec
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lorakit", description="Teach a latent diffusion model something new.")
-    top.add_argument("--version", action="version", version=f"lorakit {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"lorakit.cli.{name}")
