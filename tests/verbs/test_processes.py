@@ -36,9 +36,7 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
     assert json.loads((two / "exit.json").read_text())["code"] == 0
 
 
-def test_what_is_wrong_is_said_once_and_none_waits(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_what_is_wrong_is_said_once_and_none_waits(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("two").to_toml())
     (tmp_path / "photos" / "00.txt").unlink()
