@@ -14,10 +14,9 @@ the child calls before it begins: `patches=[("slow", {"where": "lorakit.training
 a run are one process group.
 """
 
-import contextlib
 import json
 import os
-import select
+import queue
 import signal
 import socket
 import subprocess
@@ -39,9 +38,10 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._ended: dict[int, int] = {}
-        self._turn = threading.RLock()  # several threads may each look after a run
+        self._news = threading.Condition()  # of the one thread that reads; whoever asks need not wait for it
+        self._started: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()  # several threads may each look after a run
         self._answers, theirs = os.pipe()
-        self._pending = b""
         self._count = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._log = open(folder / "server.log", "ab")  # noqa: SIM115 - held for the life of the server
@@ -56,6 +56,8 @@ class Server:
             start_new_session=True,
         )
         os.close(theirs)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.model: str = self._answer(timeout=120)["model"]
 
     def __enter__(self) -> "Server":
@@ -69,7 +71,7 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=20)
-        os.close(self._answers)
+        self._reader.join(timeout=20)
         self._log.close()
 
     def start(
@@ -108,9 +110,7 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        while "started" not in (answer := self._answer(timeout=30)):
-            pass
-        return Run(self, answer["started"], names)
+        return Run(self, self._answer(timeout=30)["started"], names)
 
     def run(self, *arguments: str | Path, timeout: float = 120, **how: Any) -> "Run":
         """`start` and wait for the end."""
@@ -120,29 +120,31 @@ class Server:
 
     def code(self, pid: int, *, timeout: float) -> int | None:
         """How the process ended (-9: by SIGKILL), None while it lives after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while pid not in self._ended:
-            left = end - time.monotonic()
-            with self._turn, contextlib.suppress(TimeoutError):
-                if pid not in self._ended:
-                    self._answer(timeout=max(0.0, min(left, 0.02)))
-            if left <= 0:
-                return self._ended.get(pid)
-        return self._ended[pid]
+        with self._news:
+            self._news.wait_for(lambda: pid in self._ended, timeout)
+            return self._ended.get(pid)
 
     def _answer(self, *, timeout: float) -> dict[str, Any]:
-        end = time.monotonic() + timeout
-        while b"\n" not in self._pending:
-            if not select.select([self._answers], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError(f"no answer; see {self.folder / 'server.log'}")
-            data = os.read(self._answers, 1 << 16)
-            assert data, f"the server has ended: {(self.folder / 'server.log').read_text()}"
-            self._pending += data
-        line, _, self._pending = self._pending.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if "ended" in answer:
-            self._ended[answer["ended"]] = answer["code"]
+        """The server's answer to the last request."""
+        try:
+            answer = self._started.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"no answer; see {self.folder / 'server.log'}") from None
+        assert answer is not None, f"the server has ended: {(self.folder / 'server.log').read_text()}"
         return answer
+
+    def _read(self) -> None:
+        """The thread that hears the server until it ends."""
+        with os.fdopen(self._answers, "rb") as answers:
+            for line in answers:
+                answer = json.loads(line)
+                if "ended" in answer:
+                    with self._news:
+                        self._ended[answer["ended"]] = answer["code"]
+                        self._news.notify_all()
+                else:
+                    self._started.put(answer)
+        self._started.put(None)
 
 
 class Run:
