@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,8 @@ log = logging.getLogger("lorakit")
 
 SIGNS_OF_A_RUN = ("recipe.toml", "metrics.jsonl", "checkpoints", "adapter.safetensors")
 _WRITTEN = ("", "checkpoints", "adapters", "samples", "samples/step-*")  # folders in which a kill may leave litter
+
+_PATIENCE = 10.0  # seconds that a killed run has for its loader workers to end
 
 
 @dataclass
@@ -129,12 +132,25 @@ def _is_run(folder: Path) -> bool:
     return (folder / "recipe.toml").is_file() and (folder / "metrics.jsonl").is_file()
 
 
+def _is_dead(owner: str) -> bool:
+    """Whether there is no process of this number on this machine."""
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError, OverflowError):
+        pass
+    return False
+
+
 def _owned(path: Path) -> IO[str]:
     """The file `lock` in `path`, locked; the system lets go of it when it is closed or the process dies.
 
-    Raises InputError where a living process holds it.
+    Raises InputError where a living process holds it. Where its owner is dead, its own processes hold it still, loader
+    workers that end with it: they are waited for.
     """
     file = path / "lock"
+    until = time.monotonic() + _PATIENCE
     while True:
         with storage_errors(file):
             lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
@@ -144,6 +160,9 @@ def _owned(path: Path) -> IO[str]:
             with lock:
                 lock.seek(0)
                 owner = printable(lock.read(20).strip()) or "that has just started"
+            if _is_dead(owner) and time.monotonic() < until:
+                time.sleep(0.05)
+                continue
             raise InputError(f"{printable(path)} is in use by process {owner}: wait for it or stop it.") from None
         except OSError as error:
             log.warning(

@@ -4,6 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +169,24 @@ def test_no_permission_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StorageError, match="permission"):
         RunFolder.fresh(tmp_path / "run")
+
+
+def test_the_workers_of_a_killed_run_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    # a process that has taken the folder forks one that outlives it by a moment, with the lock still open
+    script = """
+import os, sys, time
+from pathlib import Path
+from lorakit.training.folder import RunFolder
+folder = RunFolder.existing(Path(sys.argv[1]))
+if os.fork():
+    os._exit(0)
+print("locked", flush=True)
+os.close(1)
+time.sleep(0.7)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "locked\n"
+    started = time.monotonic()
+    RunFolder.existing(tmp_path).release(code=0, reason="done")
+    assert 0.2 < time.monotonic() - started < 5
