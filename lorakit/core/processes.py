@@ -34,6 +34,7 @@ All else that takes long meets every HEARTBEAT."""
 
 _PATIENCE = 10.0  # seconds that an action is given to end when the process wants to leave
 
+_OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
@@ -167,12 +168,24 @@ class _Call:
             self._done.wait(_PATIENCE)
 
 
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """While workers are started: one that is new would die of a signal to the group before it has its handlers, and an
+    exception would leave a queue half made. What comes meanwhile is heard afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_GROUP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_the_parent(worker: int) -> None:
     """For a DataLoader's workers. A signal often reaches the whole process group: the parent needs them for the step
     that it ends with. A second SIGTERM ends them, and so does the parent's end."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _obey_the_next)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_GROUP)
     # a killed parent cannot end its workers, and while they live they hold what it had locked
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

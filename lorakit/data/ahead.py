@@ -120,7 +120,8 @@ class _Workers:
                 # DataLoader draws a seed for its workers, by default from the global generator
                 generator=torch.Generator(),
             )
-            self.things: Any = iter(loader)
+            with processes.signals_held_back():
+                self.things: Any = iter(loader)
         # torch's own names: in a version without them a death is an error as torch words it, and the end is slower
         self._processes = getattr(self.things, "_workers", ())
 
