@@ -170,8 +170,8 @@ class _Call:
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """While workers are started: one that is new would die of a signal to the group before it has its handlers, and an
-    exception would leave a queue half made. What comes meanwhile is heard afterwards."""
+    """While workers are started or taken down: a new one would die of a signal to the group before it has its handlers,
+    and an exception would leave their queues half made. What comes meanwhile is heard afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_GROUP)
     try:
         yield

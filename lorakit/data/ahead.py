@@ -137,10 +137,11 @@ class _Workers:
 
     def __exit__(self, *_: object) -> None:
         # an orderly end waits seconds for each that is busy, and for ever for a lock that a dead one holds
-        for child in self._processes:
-            child.kill()
-        self.things._workers_done_event = threading.Event()
-        self.things = None
+        with processes.signals_held_back():  # an exception while torch takes it down would be told and lost
+            for child in self._processes:
+                child.kill()
+            self.things._workers_done_event = threading.Event()
+            self.things = None
 
 
 @contextlib.contextmanager
