@@ -107,6 +107,7 @@ class RunFolder:
             return
         try:
             if self._begun():
+                self._clear()  # a signal's exception may have come between a file's making and its removal
                 write_json(self.path / "exit.json", {"code": code, "reason": reason})
         except (StorageError, OSError) as error:
             log.warning("%s", error)

@@ -7,6 +7,7 @@ import _thread
 import contextlib
 import ctypes
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,13 @@ def watched() -> Iterator[Interrupt]:
     only; elsewhere none is.
     """
     interrupt = Interrupt()
-    before = {}
+    hook, before = sys.unraisablehook, {}
+
+    def tell(lost: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(lost.exc_value, Stopped):  # one that Python lost in a deletion is raised again by `check`
+            hook(lost)
+
+    sys.unraisablehook = tell
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (*STOPS, signal.SIGUSR1):
             before[number] = signal.signal(number, interrupt._heard)
@@ -159,5 +166,6 @@ def watched() -> Iterator[Interrupt]:
         raise InterruptedRun(f"{stopped} What was made so far is kept.", signal_number=stopped.signal_number) from None
     finally:
         interrupt._end()
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -214,3 +214,16 @@ def test_a_run_that_has_ended_leaves_no_handler_behind(monkeypatch: pytest.Monke
         assert heard == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stop_that_a_deletion_swallows_is_raised_again_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with pytest.raises(InterruptedRun), watched() as interrupt:
+        Deleted()
+        interrupt.check()
+    assert told == [] and sys.unraisablehook == told.append
