@@ -73,8 +73,13 @@ class Family(Protocol):
         """
         ...
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
-        """What the backbone says, in the sense of the process's prediction type; `t` (B,) in the process's unit."""
+    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
+        """What the backbone says, in the sense of the process's prediction type; `t` (B,) in the process's unit.
+
+        `text` is all that does not change with t, under the names that this family's encoders gave it. `sizes` (B, 6)
+        are a batch's, for a family that is told them; None: of uncropped pictures of the latents' size, as the stock
+        pipeline says when nothing else is asked for.
+        """
         ...
 
     def to(self, device: Any, dtype: Any) -> None:

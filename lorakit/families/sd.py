@@ -146,7 +146,7 @@ class StableDiffusion:
         states = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
         return {"states": states if weights is None else emphasis.weigh(states, weights.to(device))}
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
         return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample
 
     def live_pipeline(self) -> Any:

@@ -86,7 +86,7 @@ def predictor(trainee: Trainee, batch: Batch) -> Predict:
             with adapters_disabled(trainee.adapted):
                 return predict(x_t, t, text=text)
         states = trainee.encode_text(batch.captions) if text is None else text
-        return trainee.family.predict(x_t, t, states)
+        return trainee.family.predict(x_t, t, states, sizes=batch.sizes)
 
     return predict
 

@@ -38,7 +38,7 @@ def trainee(objective: Any = None, *, max_grad_norm: float = 0.0) -> Trainee:
         assert batch.latents is not None
         return LossReport(predict(batch.latents, t, text=batch.text).square().flatten(1).mean(1), t)
 
-    family = SimpleNamespace(backbone="unet", predict=lambda x, t, text: model(x.flatten(1)))
+    family = SimpleNamespace(backbone="unet", predict=lambda x, t, text, sizes: model(x.flatten(1)))
     parameters = dict(model.named_parameters())
     group = {"params": list(parameters.values()), "lr": 0.1, "full_lr": 0.1, "name": "unet"}
     return Trainee(
@@ -79,6 +79,15 @@ def test_the_loss_is_the_weighted_sum_over_the_global_batch() -> None:
     halved = run_step(trainee(), [batch([0, 1], weight=0.5)], count=2, lr_factor=1.0)
     assert halved.loss == pytest.approx(whole.loss / 2)
     assert halved.grad_norm == pytest.approx(whole.grad_norm / 2)
+
+
+def test_the_family_is_told_the_sizes_of_the_batch() -> None:
+    t, told = trainee(), []
+    answer = t.family.predict
+    t.family.predict = lambda x, t, text, sizes: told.append(sizes) or answer(x, t, text, sizes=sizes)  # type: ignore
+    sizes = torch.tensor([[512, 512, 0, 64, 256, 192]])
+    run_step(t, [replace(batch([0]), sizes=sizes)], count=1, lr_factor=1.0)
+    assert torch.equal(*told, sizes)
 
 
 def test_a_rank_without_a_share_contributes_zeros() -> None:

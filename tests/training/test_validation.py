@@ -24,7 +24,7 @@ def test_dropout_is_off_while_it_is_measured_and_on_again_after() -> None:
     t = trainee(objective)
     layer = nn.Dropout(0.5)
     inner = t.family.predict
-    t.family.predict = lambda x, step, text: layer(inner(x, step, text))  # type: ignore[method-assign]
+    t.family.predict = lambda x, step, text, sizes: layer(inner(x, step, text, sizes=sizes))  # type: ignore[method-assign]
     t = replace(t, adapted={"unet": layer.train()})
     state = torch.get_rng_state()
     first = validation_loss(t, [batch([0, 1])])
