@@ -27,7 +27,7 @@ from lorakit.core.files import (
 )
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.metadata import adapter_metadata
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Family, Names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
@@ -120,7 +120,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_adapter(path: Path | str, *, family: Family, assume_alpha: float | None = None) -> AdapterState:
+def read_adapter(path: Path | str, *, family: Names, assume_alpha: float | None = None) -> AdapterState:
     """The adapter at `path`, a file or a peft folder of any dialect, as a state for `family`.
 
     `assume_alpha` is the alpha of layers whose file does not say it. Raises InputError for what is no adapter, a
@@ -129,7 +129,7 @@ def read_adapter(path: Path | str, *, family: Family, assume_alpha: float | None
     return interpret(read_file(Path(path)), family=family, assume_alpha=assume_alpha)
 
 
-def interpret(file: AdapterFile, *, family: Family, assume_alpha: float | None = None) -> AdapterState:
+def interpret(file: AdapterFile, *, family: Names, assume_alpha: float | None = None) -> AdapterState:
     """What `file` means for `family`; see `read_adapter`."""
     with _named(file.path):
         state: AdapterState = file.dialect.read(file.tensors, file.metadata, family, assume_alpha=assume_alpha)

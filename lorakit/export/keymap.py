@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorakit.adapters.state import AdapterState, adaptable_layers, check_state, factor_shapes, shortened
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Names
 
 FIRST, SECOND, ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 
@@ -58,7 +58,7 @@ def split_key(key: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
     return key, None
 
 
-def family_layers(family: Family) -> dict[str, dict[str, nn.Module]]:
+def family_layers(family: Names) -> dict[str, dict[str, nn.Module]]:
     """The layers that an adapter of `family` may go into: by component, by path."""
     return {name: adaptable_layers(family.components[name]) for name in (family.backbone, *family.text_encoders)}
 
@@ -82,7 +82,7 @@ def read_pairs(
     dialect: ModuleType,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    family: Family,
+    family: Names,
     *,
     assume_alpha: float | None,
 ) -> AdapterState:

@@ -1,14 +1,16 @@
 """Floor 2: model families, one file each. What differs between models is here and nowhere else.
 
 A family's module defines `Settings`, `load(settings) -> Family`, `describe(settings) -> Description` (from its
-configurations and tokenizers alone) and `tiny() -> Family` (small, random weights: it gets every family test).
+configurations and tokenizers alone), `around(components) -> Names | None` (a stock pipeline's, where they are of this
+family) and `tiny() -> Family` (small, random weights: it gets every family test).
 """
 
 from typing import Any
 
+from lorakit.core.errors import InputError
 from lorakit.core.registry import Registry
 from lorakit.core.settings import Settings, validate
-from lorakit.families.protocol import Description, Family
+from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
 FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders", "emphasis"}))
@@ -33,6 +35,21 @@ def describe_settings(settings: Settings) -> Description:
 def describe(name: str, path: str, **settings: Any) -> Description:
     """What the data side needs to know of a model, without its weights."""
     return describe_settings(validate_settings({"family": name, "path": path, **settings}))
+
+
+def around(pipeline: Any) -> Names:
+    """How adapter files call the layers of any stock pipeline's own components; nothing is loaded or changed.
+
+    Raises InputError for a pipeline of no family that is known here.
+    """
+    # a compiled module has its own names before those of the module that it wraps
+    components = {n: getattr(part, "_orig_mod", part) for n, part in getattr(pipeline, "components", {}).items()}
+    for name in FAMILIES.names():
+        found: Names | None = FAMILIES.module(name).around(components)
+        if found is not None:
+            return found
+    known = ", ".join(FAMILIES.names())
+    raise InputError(f"a {type(pipeline).__name__} is no stock pipeline of a family that is known here: {known}.")
 
 
 def validate_settings(values: dict[str, Any], *, where: str = "model") -> Settings:

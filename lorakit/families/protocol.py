@@ -35,25 +35,39 @@ class Description:
     text_size: int
 
 
-class Family(Protocol):
-    """A frozen model, its text encoders and its VAE, and how they are called.
+class Names(Protocol):
+    """How adapter files call the layers of a model: what reading one needs to know, of a family or any pipeline.
 
     `components` holds the modules by the names of the stock pipeline ("unet", "vae", "text_encoder"); `backbone` names
-    the denoiser among them and `text_encoders` those that an adapter may go into. `default_targets` gives, for each of
-    these, the endings of the names of the modules that an adapter goes into. `lora_prefixes` are the prefixes of the
-    kohya layout. Sides of training pictures are multiples of `side_multiple` pixels, of what the stock pipeline draws
-    multiples of `drawing_multiple`.
+    the denoiser among them and `text_encoders` those that an adapter may go into. `lora_prefixes` are the prefixes of
+    the kohya layout.
     """
 
     name: str
-    path: Path
     components: Mapping[str, nn.Module]
     backbone: str
     text_encoders: tuple[str, ...]
+    lora_prefixes: Mapping[str, str]
+
+    def original_name(self, component: str, path: str) -> str:
+        """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers dropped."""
+        ...
+
+
+class Family(Names, Protocol):
+    """A frozen model, its text encoders and its VAE, and how they are called.
+
+    `default_targets` gives, for the backbone and each text encoder, the endings of the names of the modules that an
+    adapter goes into. `pipelines` are the classes of the stock pipelines by what they draw from: "text", and where
+    there are such, "image" and "inpaint". Sides of training pictures are multiples of `side_multiple` pixels, of what
+    the stock pipeline draws multiples of `drawing_multiple`.
+    """
+
+    path: Path
     process: Process
     default_targets: Mapping[str, tuple[str, ...]]
-    lora_prefixes: Mapping[str, str]
     default_format: str
+    pipelines: Mapping[str, str]
     side_multiple: int
     drawing_multiple: int
     token_limit: int
@@ -86,16 +100,12 @@ class Family(Protocol):
         """Moves the frozen parts; called before anything is injected."""
         ...
 
-    def live_pipeline(self) -> Any:
-        """The stock pipeline around these very components, adapters included."""
+    def live_pipeline(self, task: str = "text") -> Any:
+        """The stock pipeline for a `task` of `pipelines` around these very components, adapters included."""
         ...
 
     def stock_pipeline(self) -> Any:
         """A fresh stock pipeline in fp32 from the same files."""
-        ...
-
-    def original_name(self, component: str, path: str) -> str:
-        """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers dropped."""
         ...
 
     def metadata(self) -> dict[str, str]:

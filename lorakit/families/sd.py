@@ -7,12 +7,12 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
@@ -84,18 +84,48 @@ def load(settings: Settings) -> "StableDiffusion":
     return StableDiffusion(folder)
 
 
-class StableDiffusion:
-    """The family `sd`; see `families.protocol.Family`."""
+def around(components: Mapping[str, Any]) -> "Names | None":
+    """The names of layers in a stock pipeline with these components; None where they are another family's."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    unet, text_encoder = components.get("unet"), components.get("text_encoder")
+    one_encoder = isinstance(text_encoder, CLIPTextModel | None) and "text_encoder_2" not in components
+    return Names(components) if isinstance(unet, UNet2DConditionModel) and one_encoder else None
+
+
+class Names:
+    """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "sd"
     backbone = "unet"
-    text_encoders = ("text_encoder",)
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
+
+    def original_name(self, component: str, path: str) -> str:
+        """transformers 5.6 dropped `text_model.` from CLIPTextModel's names; every published adapter has it."""
+        if component == "text_encoder" and not path.startswith("text_model."):
+            return f"text_model.{path}"
+        return path
+
+
+class StableDiffusion(Names):
+    """The family `sd`; see `protocol.Family`."""
+
     default_targets = {
         "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
     }
-    lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     default_format = "kohya"
+    pipelines = {
+        "text": "StableDiffusionPipeline",
+        "image": "StableDiffusionImg2ImgPipeline",
+        "inpaint": "StableDiffusionInpaintPipeline",
+    }
 
     def __init__(self, path: Path) -> None:
         from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -110,7 +140,7 @@ class StableDiffusion:
         self.tokenizer = _tokenizer(path)
         self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
         self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
-        self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        super().__init__({"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder})
         self.side_multiple = _vae_factor(path)
         self.drawing_multiple = _drawing_multiple(self.side_multiple)
         self.token_limit = self.tokenizer.model_max_length
@@ -149,11 +179,11 @@ class StableDiffusion:
     def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
         return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample
 
-    def live_pipeline(self) -> Any:
+    def live_pipeline(self, task: str = "text") -> Any:
         import diffusers
 
         scheduler = getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
-        pipeline = diffusers.StableDiffusionPipeline(
+        pipeline = getattr(diffusers, self.pipelines[task])(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -174,12 +204,6 @@ class StableDiffusion:
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    def original_name(self, component: str, path: str) -> str:
-        """transformers 5.6 dropped `text_model.` from CLIPTextModel's names; every published adapter has it."""
-        if component == "text_encoder" and not path.startswith("text_model."):
-            return f"text_model.{path}"
-        return path
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads

@@ -5,6 +5,7 @@ import torch
 
 from lorakit import families
 from lorakit.adapters import ADAPTERS, adapter_state
+from lorakit.core.errors import InputError
 
 NAMES = families.FAMILIES.names()
 
@@ -67,3 +68,27 @@ def test_a_description_agrees_with_the_loaded_model(family: families.Family) -> 
     description = families.describe(family.name, str(family.path))
     assert description.side_multiple == family.side_multiple
     assert description.resolution % description.side_multiple == 0
+
+
+def test_names_come_from_a_stock_pipeline_as_from_the_family(family: families.Family) -> None:
+    pipeline = family.stock_pipeline()
+    names = families.around(pipeline)
+    assert names.name == family.name
+    assert (names.backbone, names.text_encoders) == (family.backbone, family.text_encoders)
+    assert names.lora_prefixes == family.lora_prefixes
+    for part in (names.backbone, *names.text_encoders):
+        assert names.components[part] is getattr(pipeline, part)
+        for path, _ in family.components[part].named_modules():
+            assert names.original_name(part, path) == family.original_name(part, path)
+
+
+def test_each_task_has_its_pipeline_around_the_same_modules(family: families.Family) -> None:
+    for task, kind in family.pipelines.items():
+        pipeline = family.live_pipeline(task)
+        assert type(pipeline).__name__ == kind
+        assert all(getattr(pipeline, name) is part for name, part in family.components.items())
+
+
+def test_what_is_no_known_pipeline_is_refused() -> None:
+    with pytest.raises(InputError, match="Linear is no stock pipeline"):
+        families.around(torch.nn.Linear(1, 1))

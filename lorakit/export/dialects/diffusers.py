@@ -14,7 +14,7 @@ from lorakit.adapters import AdapterState
 from lorakit.adapters.state import METADATA_KEY
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
 from lorakit.export.peft_config import alpha_from, config_of, parsed
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
@@ -28,7 +28,7 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     return not ours and any(k.endswith(endings) and "base_model.model." not in k for k in keys)
 
 
-def keymap(family: Family) -> KeyMap:
+def keymap(family: Names) -> KeyMap:
     bases, also = {}, {}
     for component, layers in family_layers(family).items():
         for path in layers:
@@ -38,7 +38,7 @@ def keymap(family: Family) -> KeyMap:
     return KeyMap(bases, ENDINGS, also)
 
 
-def _published(family: Family, component: str, path: str) -> str:
+def _published(family: Names, component: str, path: str) -> str:
     return f"{component}.{family.original_name(component, path)}"
 
 
@@ -55,7 +55,7 @@ def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: 
     return alpha_from(config, path, rank)
 
 
-def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
     entries = {}
     for part in state.components():
@@ -67,7 +67,7 @@ def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> t
 
 
 def read(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
     return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)

@@ -12,7 +12,7 @@ from lorakit.adapters import AdapterState
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
@@ -26,7 +26,7 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     return any(key.endswith((".lora_down.weight", ".lora_up.weight")) and key.startswith("lora_") for key in keys)
 
 
-def keymap(family: Family) -> KeyMap:
+def keymap(family: Names) -> KeyMap:
     bases, also = {}, {}
     for component, layers in family_layers(family).items():
         prefix = family.lora_prefixes[component].rstrip("_") + "_"
@@ -51,13 +51,13 @@ def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: 
     return float(alpha)
 
 
-def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
     return foreign_tensors(state, keymap(family)), dict(metadata)
 
 
 def read(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
     return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)

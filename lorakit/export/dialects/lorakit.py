@@ -8,7 +8,7 @@ from torch import Tensor
 from lorakit.adapters import AdapterState
 from lorakit.adapters.state import METADATA_KEY, state_from, state_metadata
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "lorakit"
@@ -19,7 +19,7 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     return METADATA_KEY in metadata
 
 
-def keymap(family: Family) -> KeyMap:
+def keymap(family: Names) -> KeyMap:
     names = [f"{component}.{path}" for component, layers in family_layers(family).items() for path in layers]
     return KeyMap({name: name for name in names}, ENDINGS)
 
@@ -32,13 +32,13 @@ def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: 
     return state_from({}, metadata).alphas.get(base)
 
 
-def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
     return foreign_tensors(state, keymap(family)), {**metadata, **state_metadata(state)}
 
 
 def read(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
     return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)

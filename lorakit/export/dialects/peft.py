@@ -14,7 +14,7 @@ from torch import Tensor
 from lorakit.adapters import AdapterState
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
 from lorakit.export.peft_config import alpha_from, config_of, parsed
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Names
 
 FOLDER = True
 READER = "peft"
@@ -27,7 +27,7 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     return any(key.rpartition("/")[2].startswith(INNER) for key in keys)
 
 
-def keymap(family: Family) -> KeyMap:
+def keymap(family: Names) -> KeyMap:
     bases, also = {}, {}
     for component, layers in family_layers(family).items():
         for path in layers:
@@ -50,7 +50,7 @@ def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: 
     return alpha_from(parsed(metadata[entry], entry), name.removeprefix(INNER), rank)
 
 
-def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all folders, and metadata with their configurations."""
     configs = {}
     for part in state.components():
@@ -61,7 +61,7 @@ def write(state: AdapterState, family: Family, metadata: Mapping[str, str]) -> t
 
 
 def read(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family, *, assume_alpha: float | None = None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
     return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)
