@@ -5,6 +5,7 @@ Here is the order of things and nothing else: how a step is computed is in `step
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lorakit.adapters.ema import EmaSettings
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import DivergedError, InterruptedRun
 from lorakit.core.files import printable
-from lorakit.core.processes import gather_objects, rank
+from lorakit.core.processes import rank
 from lorakit.data.loader import StepPlan
 from lorakit.optimizers.state import adapted_rate
 from lorakit.training.interrupt import Interrupt, decided
@@ -143,7 +144,7 @@ def run_loop(
             skipped, loss, proven = 0, report.loss, report.before
         hooks.metrics(_record(trainee, plan, report, step=step, factor=factor, started=started))
         if report.skipped and not report.overflow:
-            _tell(report, step)
+            _tell(report, plan, step)
         if skipped == MAX_SKIPPED:
             raise DivergedError(
                 f"The loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, last at step {step} with "
@@ -179,21 +180,18 @@ def _record(
         **adapted_rate(trainee.optimizer),
         "grad_norm": None if report.skipped else report.grad_norm,
         "samples": list(plan.keys),
+        "losses": [loss if math.isfinite(loss) else None for loss in report.losses],
+        "timesteps": list(report.timesteps),
         "seconds": time.perf_counter() - started,
         **({"skipped": True} if report.skipped else {}),
     }
 
 
-def _tell(report: StepReport, step: int) -> None:
-    """Logs what a step that was not finite trained on: the examples to blame, or all where no one is."""
-    seen = [
-        suspect
-        for of_rank in gather_objects([s.suspects() for s in report.seen])
-        for part in of_rank
-        for suspect in part
-    ]
-    blamed = [suspect for suspect in seen if suspect[2]] or seen
+def _tell(report: StepReport, plan: StepPlan, step: int) -> None:
+    """Logs what a step that was not finite trained on: the samples to blame, or all where no one is."""
     if rank() == 0:
-        what = "gradient or update" if blamed is seen else "loss"
-        where = ", ".join(f"{printable(key)} at t = {t:g}" for key, t, _ in blamed)
+        samples = list(zip(plan.keys, report.timesteps, report.losses, strict=True))
+        blamed = [sample for sample in samples if not math.isfinite(sample[2])]
+        what = "loss" if blamed else "gradient or update"
+        where = ", ".join(f"{printable(key)} at t = {t:g}" for key, t, _ in blamed or samples)
         log.warning("step %d: the %s is not finite, so no update was made: %s", step, what, where)

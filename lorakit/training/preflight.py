@@ -14,7 +14,8 @@ from pathlib import Path
 from lorakit.core.errors import StorageError
 from lorakit.core.files import printable, size, storage_errors
 
-_LINE = 400  # bytes of metrics.jsonl for a step; more where a global batch has many examples
+_LINE = 400  # bytes of metrics.jsonl for a step
+_SAMPLE = 90  # and for each sample in it: its key, loss and timestep
 _PICTURE = 2  # bytes for a pixel of a sample; PNG takes 3 for noise, half of that for a photograph
 _REPORT = 4 / 3  # of the pictures: base64
 _SLACK = 32 << 20  # for headers, JSON, the report, and a file system's own
@@ -87,7 +88,7 @@ def run_needs(
     checkpoints = max(0, _kept(steps, **kept) - _kept(first_step, **kept)) + 1
     exports = _saves(steps, save_every) - _saves(first_step, save_every) + 2  # the result, and it beside itself
     samples = int(pictures * picture_pixels * _PICTURE * (1 + _REPORT))
-    lines = (steps - first_step) * (_LINE + 60 * global_batch)
+    lines = (steps - first_step) * (_LINE + _SAMPLE * global_batch)
     needs = [
         Need(output, checkpoints * one, f"{checkpoints} checkpoints (run.keep_last, run.keep_every, adapter.rank)"),
         Need(output, exports * weights * dtype_bytes, f"{exports} adapters (run.save_every, run.save_dtype)"),

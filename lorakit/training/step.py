@@ -16,9 +16,10 @@ from lorakit.adapters.ema import Average
 from lorakit.adapters.state import adapters_disabled
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.core.processes import sum_tensors
+from lorakit.core.processes import rank, sum_tensors, world
 from lorakit.core.seeding import hashed
 from lorakit.core.types import Batch, LossReport, Predict, Text
+from lorakit.data.plan import share
 from lorakit.families.protocol import Family
 from lorakit.optimizers.state import guarded_step
 
@@ -52,7 +53,8 @@ class StepReport:
     `votes` add up to.
 
     A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
-    `before()` are the weights that the loss belongs to; `seen` is what this rank's micro steps trained on.
+    `losses` and `timesteps` are those of the global batch's samples, in their order and on all ranks the same; a
+    source's weight is not in them. `before()` are the weights that the loss belongs to.
     """
 
     loss: float
@@ -60,22 +62,9 @@ class StepReport:
     skipped: bool
     overflow: bool
     votes: tuple[float, ...]
+    losses: tuple[float, ...]
+    timesteps: tuple[float, ...]
     before: Callable[[], Mapping[str, Tensor]]
-    seen: tuple["Seen", ...]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A micro step's examples, their timesteps (B,) and losses (B,), on the device still."""
-
-    keys: tuple[str, ...]
-    t: Tensor
-    losses: Tensor
-
-    def suspects(self) -> list[tuple[str, float, bool]]:
-        """Each example with its timestep, and whether its own loss is not finite."""
-        broken = (~self.losses.isfinite()).tolist()
-        return list(zip(self.keys, self.t.tolist(), broken, strict=True))
 
 
 def predictor(trainee: Trainee, batch: Batch) -> Predict:
@@ -116,7 +105,7 @@ def ready(trainee: Trainee, batch: Batch) -> Batch:
     return batch
 
 
-def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Tensor, Seen]:
+def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Tensor, LossReport]:
     """This micro step's part of the loss, its gradients accumulated; `count` examples are in the global batch."""
     # dropout inside the model draws from the global generators: tie them to the sample, not to the past
     torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
@@ -124,7 +113,7 @@ def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Ten
         report = trainee.objective(predictor(trainee, batch), batch)
     loss = (report.per_example * batch.weight).sum() / count
     (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
-    return loss.detach(), Seen(batch.keys, report.t, report.per_example.detach())
+    return loss.detach(), report
 
 
 def run_step(
@@ -138,19 +127,22 @@ def run_step(
     """
     parameters = list(trainee.parameters.values())
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss, seen = torch.zeros((), device=trainee.device), []
+    loss, own = torch.zeros((), device=trainee.device), torch.zeros(2, count, device=trainee.device)
+    place = share(count, rank(), world()).start
     if trainee.scaler:
         trainee.scaler.scale(loss)  # makes its tensors, which a rank without a share needs too
     for batch in batches:
-        part, of_batch = forward_backward(trainee, ready(trainee, batch), count=count)
+        part, report = forward_backward(trainee, ready(trainee, batch), count=count)
         loss += part
-        seen.append(of_batch)
+        end = place + len(batch.keys)
+        own[0, place:end], own[1, place:end] = report.per_example.detach(), report.t
+        place = end
     for parameter in parameters:
         if parameter.grad is None:  # a rank without a share contributes zeros
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     ballot = torch.tensor(list(votes), device=trainee.device)
-    sum_tensors([loss, ballot, *gradients])
+    sum_tensors([loss, ballot, own, *gradients])  # of what is another rank's, `own` holds zeros
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)
     norm = nn.utils.get_total_norm(gradients)
@@ -165,7 +157,8 @@ def run_step(
         scale = trainee.scaler.get_scale()
         trainee.scaler.update()  # lowers the scale where unscaling met a non-finite gradient
         overflow = scale > 1
-    numbers = torch.stack([loss.double(), norm.double(), taken.good.double(), *ballot.double()]).tolist()
+    of_step = torch.stack([loss.double(), norm.double(), taken.good.double()])
+    numbers = torch.cat([of_step, own.flatten().double(), ballot.double()]).tolist()
     good = bool(numbers[2])
     taken.settle(good)
     return StepReport(
@@ -173,9 +166,10 @@ def run_step(
         grad_norm=numbers[1],
         skipped=not good,
         overflow=overflow and not good,
-        votes=tuple(numbers[3:]),
+        votes=tuple(numbers[3 + 2 * count :]),
+        losses=tuple(numbers[3 : 3 + count]),
+        timesteps=tuple(numbers[3 + count : 3 + 2 * count]),
         before=taken.before,
-        seen=tuple(seen),
     )
 
 

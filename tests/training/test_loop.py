@@ -114,6 +114,8 @@ def test_one_record_a_step_with_the_rate_used() -> None:
     assert [r["step"] for r in recorder.records] == [3, 4, 5]
     assert [r["lr"] for r in recorder.records] == [0.1 * (1 / 3), 0.1 * (1 / 4), 0.1 * (1 / 5)]
     assert recorder.records[0]["samples"] == ["0/2.png"]
+    assert recorder.records[0]["losses"] == [pytest.approx(recorder.records[0]["loss"])]
+    assert recorder.records[0]["timesteps"] == [0.0]
 
 
 def test_a_signal_saves_and_ends() -> None:
@@ -137,5 +139,6 @@ def test_three_non_finite_losses_in_a_row_end_the_run(caplog: pytest.LogCaptureF
     with pytest.raises(DivergedError, match=r"0/5\.png"):
         loop(recorder, last=9, objective=objective, save_every=0, sample_every=0)
     assert [r["loss"] is None for r in recorder.records] == [False, True, False, True, True, True]
+    assert [r["losses"] == [None] for r in recorder.records] == [False, True, False, True, True, True]
     assert recorder.events == [] and len(recorder.rescued) == 1
     assert "0/3.png at t = 3" in caplog.text

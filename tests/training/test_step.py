@@ -1,6 +1,7 @@
 """A step's loss and gradient do not depend on how its global batch is split; a non-finite one changes nothing."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.core.errors import InputError
 from lorakit.core.types import Batch, LossReport, Predict
+from lorakit.data.plan import share
+from lorakit.training import step
 from lorakit.training.step import Trainee, learning_rates, ready, run_step
 
 
@@ -113,7 +116,32 @@ def test_what_a_step_trained_on_can_be_named() -> None:
         return LossReport(losses * torch.tensor([1.0, float("nan")]).double(), t)
 
     report = run_step(trainee(broken), [batch([4, 7])], count=2, lr_factor=1.0)
-    assert report.skipped and report.seen[0].suspects() == [("0/4.png", 4.0, False), ("0/7.png", 7.0, True)]
+    assert report.skipped and report.timesteps == (4.0, 7.0)
+    assert math.isfinite(report.losses[0]) and math.isnan(report.losses[1])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_losses_and_timesteps_stand_in_the_global_batch_s_order_whoever_computed_them(
+    world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objective(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.tensor([10.0 * n for n in batch.numbers])
+        return LossReport(predict(batch.latents, t, text={}).flatten(1).sum(1) * 0 + t.double() + 0.5, t)
+
+    # another rank's buffers are those of its own call: here they are kept, and added up by hand
+    parts: list[list[Tensor]] = []
+    monkeypatch.setattr(step, "world", lambda: world)
+    monkeypatch.setattr(step, "sum_tensors", lambda tensors: parts.append([tensor.clone() for tensor in tensors]))
+    for number in range(world):
+        monkeypatch.setattr(step, "rank", lambda number=number: number)
+        own = share(5, number, world)
+        micro_steps = [batch(part, weight=0.25) for part in (own[:1], own[1:]) if part]
+        report = run_step(trainee(objective), micro_steps, count=5, lr_factor=1.0, votes=(3.0, 4.0))
+    total = sum(part[2] for part in parts)
+    assert total.tolist() == [[0.5, 10.5, 20.5, 30.5, 40.5], [0.0, 10.0, 20.0, 30.0, 40.0]]
+    assert report.votes == (3.0, 4.0)
+    if world == 1:
+        assert [list(report.losses), list(report.timesteps)] == total.tolist()
 
 
 def test_a_report_has_the_weights_that_its_loss_belongs_to() -> None:

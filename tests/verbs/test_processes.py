@@ -32,6 +32,8 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
     for a, b in zip(*lines, strict=True):
         assert a["samples"] == b["samples"] and a["lr"] == b["lr"] and a["epoch"] == b["epoch"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-6) and len(set(a["losses"])) == len(a["samples"]) > 2
+        assert a["timesteps"] == b["timesteps"] and len(set(a["timesteps"])) > 2
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
     assert json.loads((two / "exit.json").read_text())["code"] == 0
 
