@@ -56,7 +56,8 @@ class Batch:
     cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded; `class_text` is that
     of the class prompts, where a source has one. `sizes` (B, 6) are original height and width, the crop's top and left,
     and the target's height and width, all in pixels (SDXL's conditioning: Podell et al. 2023, arXiv:2307.01952, §2.2).
-    `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it.
+    `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it. `extra` are further random numbers of
+    the samples, (B, …) by name, which the objective asked for; validation has none.
     """
 
     keys: tuple[str, ...]
@@ -71,6 +72,7 @@ class Batch:
     sizes: Tensor | None = None
     mask: Tensor | None = None
     pixels: Tensor | None = None
+    extra: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Here: a sample's noise, timestep quantile, cut and caption, drawn by rule from (
 that do it ahead of the training. Not here: which samples a step has (`plan.py`), how latents came about (`cache.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from lorakit.data.plan import GlobalBatch, Plan, share
 
 LOOKED_AT = 2_000  # steps, some 50 µs each
 
+Extra = Callable[[tuple[int, ...], Callable[[str], torch.Generator]], Mapping[str, Tensor]]
+"""What else is random about a sample: from its latents' shape and its generator for a purpose, tensors by name."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -38,8 +42,9 @@ class Loader:
 
     Latents, if `data` caches them, and text, unless `text_fingerprint` is None (a text encoder is adapted), are read
     from `cache`, which must hold them under these fingerprints; else a batch has pixels. `latent_shapes` are those of
-    all buckets. The numbers are the same for any number of `workers`; the global random generators
-    are left alone.
+    all buckets; `extra` makes what is random about a sample besides its noise and quantile. `stratified`: of a step's
+    N quantiles each N-th of 0 … 1 holds one. The numbers are the same for any number of `workers`; the global random
+    generators are left alone.
     """
 
     def __init__(
@@ -52,11 +57,15 @@ class Loader:
         latent_shapes: Mapping[Bucket, tuple[int, ...]],
         seed: int,
         batch_size: int,
+        stratified: bool = False,
+        extra: Extra | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        self._samples = _Samples(data, cache, latents_fingerprint, text_fingerprint, latent_shapes, seed)
+        self._samples = _Samples(
+            data, cache, latents_fingerprint, text_fingerprint, latent_shapes, seed, stratified, extra
+        )
         self._split = _Split(batch_size, rank, world)
         self._workers = workers
 
@@ -147,6 +156,8 @@ class _Samples:
     text_fingerprint: str | None
     latent_shapes: Mapping[Bucket, tuple[int, ...]]
     seed: int
+    stratified: bool
+    extra: Extra | None
 
     def batch(self, chosen: GlobalBatch, cut: range) -> Batch:
         """The samples at the positions `cut` of a global batch, of one bucket."""
@@ -168,8 +179,19 @@ class _Samples:
             captions,
             seen,
             noise=torch.stack([torch.randn(shape, generator=self._of(n, "noise")) for n in numbers]),
-            quantile=torch.stack([torch.rand((), generator=self._of(n, "timestep")) for n in numbers]),
+            quantile=self._quantiles(chosen, cut),
+            extra=None if self.extra is None else _stacked([self.extra(shape, partial(self._of, n)) for n in numbers]),
         )
+
+    def _quantiles(self, chosen: GlobalBatch, cut: range) -> Tensor:
+        """The quantiles (B,) of the samples at `cut`: independent, or each in a stratum of the global batch's own."""
+        drawn = torch.stack([torch.rand((), generator=self._of(chosen.numbers[i], "timestep")) for i in cut])
+        if not self.stratified:
+            return drawn
+        count, first = len(chosen.numbers), chosen.numbers[0]
+        strata = torch.randperm(count, generator=self._of(first, "strata"))[cut.start : cut.stop]
+        # in double, and never 1, to which it might round
+        return ((strata + drawn.double()) / count).float().clamp(max=1 - 2**-24)
 
     def held_out(self, entry: int, draws: int) -> Batch:
         """`draws` samples of a validation example, the same at every call."""
@@ -197,6 +219,7 @@ class _Samples:
         *,
         noise: Tensor,
         quantile: Tensor,
+        extra: Mapping[str, Tensor] | None = None,
     ) -> Batch:
         sources = [self.data.source_of(entry) for entry in entries]
         classes = [source.class_prompt for source in sources]
@@ -214,6 +237,7 @@ class _Samples:
             class_text=self._text([c or "" for c in classes]) if any(c is not None for c in classes) else None,
             sizes=torch.stack([s.size for s in seen]),
             mask=_masks(seen, noise.shape[-2:]),
+            extra=extra,
         )
 
     def _seen(self, entry: int, cut: Cut) -> _Seen:
@@ -246,6 +270,10 @@ def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Of a batch all samples have latents, or none has."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None
+
+
+def _stacked(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def _masks(seen: Sequence[_Seen], size: Sequence[int]) -> Tensor | None:

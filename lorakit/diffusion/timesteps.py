@@ -24,7 +24,14 @@ POINTS = 2**16  # of a tabulated law: t is wrong by less than 1e-6, for half a m
 LEAST_MASS = 1e-9  # between min and max: below it the quantiles of double precision run out
 
 
-class _Range(core_settings.Settings):
+class _Drawn(core_settings.Settings):
+    """What all laws have."""
+
+    stratified: bool = False
+    """Whether the N samples of a step are spread over the law, one in each N-th of it, so that the loss varies less."""
+
+
+class _Range(_Drawn):
     """What all laws on the whole way have: the part of it that is kept."""
 
     min: float = Field(0.0, ge=0, lt=1)
@@ -111,7 +118,7 @@ class Style(_Range):
     """How strongly."""
 
 
-class Listed(core_settings.Settings):
+class Listed(_Drawn):
     kind: Literal["list"]
     """These and no others, each as often as it stands here."""
     values: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lorakit import families
@@ -22,6 +23,7 @@ from lorakit.data.loader import Loader
 from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
 from lorakit.data.shards import Cache
+from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
 from lorakit.families.protocol import Family
@@ -294,6 +296,8 @@ def _loader(
         latent_shapes={bucket: family.latent_shape(*bucket) for bucket in data.buckets},
         seed=recipe.run.seed,
         batch_size=recipe.run.batch_size,
+        stratified=recipe.objective.timesteps.stratified,
+        extra=partial(extra, recipe.objective.noise),
         rank=rank(),
         world=world(),
         workers=recipe.data.workers,

@@ -1,8 +1,8 @@
 import os
 import pickle
 import signal
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from lorakit.data.buckets import Bucket
 from lorakit.data.cache import fill_latents, fill_text
 from lorakit.data.dataset import Dataset, DataSettings, survey
 from lorakit.data.loader import Loader, StepPlan
-from lorakit.data.plan import Draw, Plan
+from lorakit.data.plan import Draw, GlobalBatch, Plan
 from lorakit.data.shards import Cache
 from tests.data.pictures import folder_of, noise
 
@@ -129,6 +129,72 @@ def test_ranks_together_have_the_same_samples(cached: tuple[Dataset, Cache], wor
             parts = [x for batch in batches for x in getattr(batch, name)]
             assert same(parts, [x for batch in whole.batches for x in getattr(batch, name)])
     assert (empty > 0) == (world > 2)
+
+
+# -- timesteps in strata, and what else is random ------------------------------------------------------------------
+
+
+def test_stratified_quantiles_are_one_to_a_stratum_whatever_the_split(cached: tuple[Dataset, Cache]) -> None:
+    plain, alone = (list(loader_of(cached, stratified=on).steps(0, 8)) for on in (False, True))
+    orders = set()
+    for whole, independent in zip(alone, plain):
+        quantile = torch.cat([batch.quantile for batch in whole.batches])
+        count = len(whole.keys)
+        strata = (quantile.double() * count).long().tolist()
+        assert sorted(strata) == list(range(count))
+        orders.add(tuple(strata))
+        # the place within the stratum is the sample's own number
+        own = torch.cat([batch.quantile for batch in independent.batches])
+        torch.testing.assert_close(quantile * count - torch.tensor(strata), own, rtol=0, atol=1e-5)
+        assert same([b.noise for b in whole.batches], [b.noise for b in independent.batches])
+    assert len(orders) > 3
+    for split in ({"workers": 2}, {"batch_size": 1}, {"batch_size": 4}):
+        of_split = list(loader_of(cached, stratified=True, **split).steps(2, 8))
+        for a, b in zip(of_split, alone[2:], strict=True):
+            assert torch.equal(*(torch.cat([batch.quantile for batch in step.batches]) for step in (a, b)))
+    ranks = [list(loader_of(cached, stratified=True, rank=rank, world=3).steps(0, 8)) for rank in range(3)]
+    for number, whole in enumerate(alone):
+        parts = [batch.quantile for of_rank in ranks for batch in of_rank[number].batches]
+        assert torch.equal(torch.cat(parts), torch.cat([batch.quantile for batch in whole.batches]))
+
+
+def test_stratified_quantiles_are_uniform_each_and_vary_less_together(cached: tuple[Dataset, Cache]) -> None:
+    """Of N strata the mean of q varies N² times less than one number does, independent ones N times less."""
+    means: dict[bool, Tensor] = {}
+    for on in (False, True):
+        samples = loader_of(cached, stratified=on)._samples
+        steps = []
+        for first in range(0, 4000, 4):
+            chosen = GlobalBatch(0, range(first, first + 4), (0,) * 4, (cached[0].buckets[0],) * 4)
+            steps.append(samples._quantiles(chosen, range(4)))
+        quantiles = torch.stack(steps).double()
+        for place in quantiles.T:  # of 1000 uniform numbers, Kolmogorov's distance is below 0.06 but once in a thousand
+            rank = torch.arange(1000) / 1000
+            assert (place.sort().values - rank).abs().max() < 0.06
+        means[on] = quantiles.mean(1)
+    assert means[False].var().item() == pytest.approx(1 / 12 / 4, rel=0.15)
+    assert means[True].var().item() == pytest.approx(1 / 12 / 64, rel=0.15)
+
+
+def test_what_else_is_random_goes_by_the_number_of_the_sample(cached: tuple[Dataset, Cache]) -> None:
+    plain = list(loader_of(cached).steps(0, 8))
+    alone = list(loader_of(cached, extra=more).steps(0, 8))
+    for a, b in zip(plain, alone):
+        assert same([replace(batch, extra=None) for batch in b.batches], list(a.batches)), "other numbers were moved"
+        for batch in b.batches:
+            assert batch.extra is not None and batch.extra["even"].shape == batch.noise.shape
+            for i, n in enumerate(batch.numbers):
+                assert batch.extra["one"][i] == torch.randn((), generator=generator(5, n, "one"))
+    assert same(list(loader_of(cached, extra=more, workers=2).steps(3, 8)), alone[3:])
+    ranks = [list(loader_of(cached, extra=more, rank=rank, world=3).steps(0, 8)) for rank in range(3)]
+    for number, whole in enumerate(alone):
+        for name in ("one", "even"):
+            parts = [x for of_rank in ranks for batch in of_rank[number].batches for x in batch.extra[name]]
+            assert same(parts, [x for batch in whole.batches for x in batch.extra[name]])
+
+
+def more(shape: tuple[int, ...], of: Callable[[str], torch.Generator]) -> dict[str, Tensor]:
+    return {"one": torch.randn((), generator=of("one")), "even": torch.rand(shape, generator=of("even"))}
 
 
 def test_leaving_early_leaves_no_worker_behind(cached: tuple[Dataset, Cache]) -> None:
@@ -258,7 +324,8 @@ def test_validation_is_the_same_every_time_and_shared_by_the_ranks(tmp_path: Pat
     data = {"sources": [source], "buckets": {"resolution": 64}, "validation": 0.3}
     cached = filled(DataSettings.model_validate(data), tmp_path / "c")
     first = list(loader_of(cached).validation(4))
-    assert len(first) == 3
+    assert len(first) == 3 and all(batch.extra is None for batch in first)
+    assert same(list(loader_of(cached, stratified=True, extra=more).validation(4)), first)
     trained = {key for step in loader_of(cached).steps(0, 6) for key in step.keys}
     assert trained.isdisjoint({key for batch in first for key in batch.keys}) and len(trained) == 7
     for batch in first:

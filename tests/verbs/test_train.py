@@ -24,6 +24,13 @@ from tests.verbs.conftest import write_pictures
 
 Make = Callable[..., Recipe]
 
+RANDOM = (  # settings of the objective that draw more, or otherwise, for each sample
+    'timesteps={kind="uniform",stratified=true}',
+    "noise.offset={strength=0.3,adaptive=0.1,random=true}",
+    "noise.pyramid={}",
+    "noise.perturbation={random=true}",
+)
+
 
 def records(run: Path) -> list[dict]:  # type: ignore[type-arg]
     """The metrics without what is a matter of time."""
@@ -113,7 +120,15 @@ def test_two_equal_runs_give_the_same_bytes(make_recipe: Make) -> None:
     assert adapter(third.output) != adapter(one.output)
 
 
-@pytest.mark.parametrize("extra", [[], ["adapter.text_encoder.rank=2", "adapter.dropout=0.3", "run.accumulate=1"]])
+MORE_RANDOM = [
+    "adapter.text_encoder.rank=2",
+    "adapter.dropout=0.3",
+    "run.accumulate=1",
+    *(f"objective.{setting}" for setting in RANDOM),
+]
+
+
+@pytest.mark.parametrize("extra", [[], MORE_RANDOM])
 def test_a_stopped_run_goes_on_bit_for_bit(
     make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: list[str]
 ) -> None:
@@ -196,8 +211,10 @@ def test_an_objective_that_says_nothing_for_the_model_is_refused(make_recipe: Ma
 
 def test_what_counts_and_what_it_costs_reaches_the_training(make_recipe: Make) -> None:
     plain = records(train(make_recipe("plain", "run.steps=1")).output)[0]["loss"]
-    for name in ('timesteps={kind="logit_normal"}', 'weighting={kind="debiased"}', 'loss={kind="l1"}'):
-        assert records(train(make_recipe(name[:4], f"objective.{name}", "run.steps=1")).output)[0]["loss"] != plain
+    for i, changed in enumerate(
+        ('timesteps={kind="logit_normal"}', 'weighting={kind="debiased"}', 'loss={kind="l1"}', *RANDOM[:2])
+    ):
+        assert records(train(make_recipe(str(i), f"objective.{changed}", "run.steps=1")).output)[0]["loss"] != plain
 
 
 def test_a_rate_that_is_hardly_meant_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,8 +269,9 @@ def test_more_steps_are_asked_for_by_name_and_stretch_the_schedule(
 
 
 def test_the_global_batch_may_be_split_otherwise(make_recipe: Make) -> None:
-    one = train(make_recipe("one", "run.batch_size=4", "run.accumulate=1")).output
-    other = train(make_recipe("other", "run.batch_size=1", "run.accumulate=4")).output
+    drawn = [f"objective.{setting}" for setting in RANDOM]
+    one = train(make_recipe("one", "run.batch_size=4", "run.accumulate=1", *drawn)).output
+    other = train(make_recipe("other", "run.batch_size=1", "run.accumulate=4", "data.workers=1", *drawn)).output
     for a, b in zip(records(one), records(other), strict=True):
         assert a["samples"] == b["samples"] and a["lr"] == b["lr"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

@@ -1,7 +1,8 @@
 """The denoising objective: predict what was mixed into x_t (DDPM eq. 14; Salimans and Ho 2022 for v).
 
-The target is the process's own (`target`). Which t, how each t counts, and what a difference costs are settings, each
-in a file of its own: `timesteps.py`, `weightings.py`, `losses.py`. Here they meet, and the mean over a picture.
+The target is the process's own (`target`). Which t, which noise, how each t counts, and what a difference costs are
+settings, each in a file of its own: `timesteps.py`, `noise.py`, `weightings.py`, `losses.py`. Here they meet, and the
+mean over a picture.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 from lorakit.core import settings as core_settings
 from lorakit.core.types import Batch, LossReport, Predict, Process
 from lorakit.diffusion.losses import MSE, Loss, loss
+from lorakit.diffusion.noise import Noise, noise_problems, noises
 from lorakit.diffusion.timesteps import Timesteps, Uniform, law
 from lorakit.diffusion.weightings import NoWeighting, Weighting, weighting
 
@@ -21,6 +23,8 @@ class Settings(core_settings.Settings):
     """Predict the noise (or v, x0, velocity: whatever the model does) that was mixed into the latents."""
     timesteps: Timesteps = Uniform()
     """Which timesteps are trained, and how often."""
+    noise: Noise = Noise()
+    """Which noise is mixed in."""
     weighting: Weighting = NoWeighting()
     """How each timestep counts."""
     loss: Loss = MSE()
@@ -43,7 +47,7 @@ def problems(settings: Settings, process: Process) -> list[str]:
             part()
         except ValueError as error:
             found.append(str(error))
-    return found
+    return found + noise_problems(settings.noise, process)
 
 
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
@@ -61,9 +65,9 @@ def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], Lo
     def objective(predict: Predict, batch: Batch) -> LossReport:
         assert batch.latents is not None, "pixels are encoded before"
         t = draw(batch.quantile).to(batch.latents.device)
-        x_t = process.q_sample(batch.latents, t, batch.noise)
-        predicted = predict(x_t, t, text=batch.text).float()
-        error = per_example(cost(predicted - process.target(batch.latents, t, batch.noise), t), batch.mask)
+        of_target, of_input = noises(settings.noise, batch)
+        predicted = predict(process.q_sample(batch.latents, t, of_input), t, text=batch.text).float()
+        error = per_example(cost(predicted - process.target(batch.latents, t, of_target), t), batch.mask)
         if weigh is not None:
             error = error * weigh(t).to(error)
         return LossReport(per_example=error, t=t)
