@@ -87,7 +87,11 @@ def test_adaptive_offset_goes_by_each_channels_own_mean() -> None:
 def test_pyramid_noise_has_variance_1_at_every_place(values: dict[str, Any]) -> None:
     """And neighbours are alike, the more the more the lower resolutions count."""
     noise = settings(pyramid=values).noise
-    drawn = of_target(noise, 3000, (1, 7, 5))
+    batch = batch_of(noise, range(3000), shape=(1, 7, 5))
+    assert batch.extra is not None
+    ratio = (batch.extra["pyramid"] / batch.extra["variance"].sqrt()).square().mean()
+    assert ratio.item() == pytest.approx(1, abs=0.06)
+    drawn = noises(noise, batch)[0]
     found, error = covariance(drawn)
     assert (found.diagonal() - 1).abs().max() < 1.2 * error
     beside = (drawn[..., 1:] * drawn[..., :-1]).mean()
