@@ -35,8 +35,8 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
 class DynamicShift:
     """A shift that follows the picture's size: mu is a line through (base_tokens, base_mu) and (max_tokens, max_mu).
 
-    Tokens are what the transformer sees of a picture: latent pixels over the area of a patch. The line goes on beyond
-    its two points. "exponential" shifts by exp(mu) (FLUX), "linear" by mu itself.
+    Tokens are what the transformer sees of a picture: its latents in patches of `patch` × `patch`. The line goes on
+    beyond its two points. "exponential" shifts by exp(mu) (FLUX), "linear" by mu itself.
     """
 
     base_tokens: int = 256
@@ -44,12 +44,17 @@ class DynamicShift:
     base_mu: float = 0.5
     max_mu: float = 1.15
     kind: Literal["exponential", "linear"] = "exponential"
+    patch: int = 2
 
     def __post_init__(self) -> None:
         if self.kind not in ("exponential", "linear"):
             raise ValueError(f"dynamic shift {self.kind!r} is none of exponential, linear")
         if self.base_tokens == self.max_tokens:
             raise ValueError(f"a line needs two points: base and max are both of {self.base_tokens} tokens")
+
+    def tokens(self, height: int, width: int) -> int:
+        """Those of latents of this size."""
+        return (height // self.patch) * (width // self.patch)
 
     def mu(self, tokens: int) -> float:
         slope = (self.max_mu - self.base_mu) / (self.max_tokens - self.base_tokens)

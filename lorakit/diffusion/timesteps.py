@@ -2,15 +2,17 @@
 
 A law takes a uniform quantile in [0, 1) to the share u of the way from clean (0) to noise (1), without randomness of
 its own and never falling, so that even quantiles give an even picture of the law. `law` puts u into the process's unit:
-step floor(u · timesteps) of a discrete process, t = u of a flow. Not here: how much each t counts (`weightings.py`).
+step floor(u · timesteps) of a discrete process, t = u of a flow. With `model_shift` u moves on by the flow's own shift,
+which may go by the picture's size. Not here: how much each t counts (`weightings.py`).
 
 Sources: SD3, Esser et al. 2024 (arXiv:2403.03206), section 3.1; style-friendly SNR, Choi et al. 2024
 (arXiv:2411.14793); T2I-Adapter, Mou et al. 2023 (arXiv:2302.08453), section 3.4.
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal, assert_never
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Annotated, Literal, Protocol, assert_never
 
 import torch
 from pydantic import Field, model_validator
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from lorakit.core import settings as core_settings
 from lorakit.core.types import Process
+from lorakit.diffusion.flow import RectifiedFlow, shift_time
 
-Law = Callable[[Tensor], Tensor]
+Inverse = Callable[[Tensor], Tensor]
 POINTS = 2**16  # of a tabulated law: t is wrong by less than 1e-6, for half a megabyte
 LEAST_MASS = 1e-9  # between min and max: below it the quantiles of double precision run out
 
@@ -46,12 +49,19 @@ class _Range(_Drawn):
         return self
 
 
-class Uniform(_Range):
+class _Whole(_Range):
+    """What the laws have that know of no shift."""
+
+    model_shift: bool = False
+    """Whether t moves on as in sampling: by the model's own shift, constant or by picture size. For flows."""
+
+
+class Uniform(_Whole):
     kind: Literal["uniform"] = "uniform"
     """Every t alike (DDPM)."""
 
 
-class LogitNormal(_Range):
+class LogitNormal(_Whole):
     kind: Literal["logit_normal"]
     """The logit of t is normal: mostly the middle (SD3 eq. 19)."""
     mean: float = 0.0
@@ -60,26 +70,26 @@ class LogitNormal(_Range):
     """Standard deviation of the logit: the larger, the more of both ends."""
 
 
-class Sigmoid(_Range):
+class Sigmoid(_Whole):
     kind: Literal["sigmoid"]
     """The sigmoid of a scaled standard normal number, as other trainers name it: logit_normal with mean 0."""
     scale: float = Field(1.0, gt=0)
     """What the normal number is multiplied by."""
 
 
-class Mode(_Range):
+class Mode(_Whole):
     kind: Literal["mode"]
     """More of the middle, and some of both ends for certain (SD3 eq. 20)."""
     scale: float = Field(1.29, ge=-1, le=2 / (math.pi - 2))
     """How much more of the middle; below 0: of the ends."""
 
 
-class CosMap(_Range):
+class CosMap(_Whole):
     kind: Literal["cosmap"]
     """The log-SNR of the cosine schedule, for a flow (SD3 eq. 21)."""
 
 
-class Beta(_Range):
+class Beta(_Whole):
     kind: Literal["beta"]
     """The beta distribution."""
     alpha: float = Field(2.0, ge=0.01, le=1000)
@@ -90,12 +100,12 @@ class Beta(_Range):
 
 class Shifted(_Range):
     kind: Literal["shifted"]
-    """Uniform, moved as larger pictures want it: shift · t / (1 + (shift - 1) · t) (SD3)."""
+    """Uniform, moved by a constant: shift · t / (1 + (shift - 1) · t) (SD3). For a flow's own: uniform, model_shift."""
     shift: float = Field(3.0, gt=0)
     """Above 1: more noise."""
 
 
-class LogSNR(_Range):
+class LogSNR(_Whole):
     kind: Literal["log_snr"]
     """The logarithm of the signal-to-noise ratio is normal, within what the process has. By default mostly noise."""
     mean: float = -6.0
@@ -104,14 +114,14 @@ class LogSNR(_Range):
     """Standard deviation of the log-SNR."""
 
 
-class Content(_Range):
+class Content(_Whole):
     kind: Literal["content"]
     """More of the noisy steps, at which a picture's structure is made: 1 - (1 - q)^power (T2I-Adapter's cubic law)."""
     power: float = Field(3.0, gt=1)
     """How strongly."""
 
 
-class Style(_Range):
+class Style(_Whole):
     kind: Literal["style"]
     """More of the clean steps, at which a picture gets its texture and colours: q^power."""
     power: float = Field(3.0, gt=1)
@@ -125,27 +135,60 @@ class Listed(_Drawn):
     """In the process's own unit: whole steps from 0, or numbers in 0 … 1 for a flow."""
 
 
-Timesteps = Annotated[
-    Uniform | LogitNormal | Sigmoid | Mode | CosMap | Beta | Shifted | LogSNR | Content | Style | Listed,
-    Field(discriminator="kind"),
-]
+_Laws = Uniform | LogitNormal | Sigmoid | Mode | CosMap | Beta | Shifted | LogSNR | Content | Style
+Timesteps = Annotated[_Laws | Listed, Field(discriminator="kind")]
+
+
+class Law(Protocol):
+    """Quantiles (B,) in [0, 1) to t (B,) in the process's unit: integers, or of the quantiles' dtype for a flow.
+
+    `size` is (h, w) of the latents; what it is matters only where the model's shift goes by it.
+    """
+
+    def __call__(self, quantile: Tensor, *, size: Sequence[int] = ()) -> Tensor: ...
 
 
 def law(settings: Timesteps, process: Process) -> Law:
-    """The law as a function from quantiles (B,) in [0, 1) to t (B,) in the process's unit: integers, or of their dtype.
+    """The law of t for a process.
 
-    Raises ValueError for listed steps that the process does not have, and where nothing is left between min and max.
+    Raises ValueError for listed steps that the process does not have, where nothing is left between min and max, and
+    for a model's shift where it has none.
     """
-    flow = process.prediction_type == "flow"
     if isinstance(settings, Listed):
-        values = sorted(settings.values)
-        wrong = [f"{v:g}" for v in values if (v > 1 if flow else v != int(v) or v >= process.timesteps)]
-        if wrong:
-            unit = "numbers in 0 … 1" if flow else f"whole numbers in 0 … {process.timesteps - 1}"
-            raise ValueError(f"objective.timesteps.values: {', '.join(wrong)}: the timesteps of this model are {unit}.")
-        return _of_list(values, whole=not flow)
-    inverse = _within(_inverse(settings, process), settings.min, settings.max)
-    if flow:
+        fixed = _of_list(settings, process)
+    elif isinstance(settings, _Whole) and settings.model_shift:
+        if not isinstance(process, RectifiedFlow) or (process.dynamic is None and process.shift == 1):
+            raise ValueError(
+                "objective.timesteps.model_shift: this model has no shift of its own: leave it out, or say how much "
+                'with kind = "shifted".'
+            )
+        if process.dynamic is not None:
+            return _by_size(settings, process)
+        fixed = _of_share(settings, process, process.shift)
+    else:
+        fixed = _of_share(settings, process)
+    return lambda quantile, *, size=(): fixed(quantile)
+
+
+def _by_size(settings: _Laws, process: RectifiedFlow) -> Law:
+    dynamic = process.dynamic
+    assert dynamic is not None
+
+    @cache
+    def at(tokens: int) -> Inverse:
+        return _of_share(settings, process, dynamic.at(tokens))
+
+    for tokens in (dynamic.base_tokens, dynamic.max_tokens):
+        at(tokens)  # refuses now what has nothing left between min and max
+    return lambda quantile, *, size=(): at(dynamic.tokens(*size))(quantile)
+
+
+def _of_share(settings: _Laws, process: Process, shift: float = 1.0) -> Inverse:
+    """Quantiles to t by way of a law's share, then shifted, of what lies between min and max."""
+    plain = _inverse(settings, process)
+    shifted = plain if shift == 1 else lambda q: shift_time(plain(q), shift)
+    inverse = _within(shifted, settings.min, settings.max)
+    if process.prediction_type == "flow":
         return lambda quantile: inverse(quantile.double()).to(quantile.dtype)
     count = process.timesteps
     # what rounding does to 0.29 · 1000 must not let in a step too many
@@ -153,18 +196,21 @@ def law(settings: Timesteps, process: Process) -> Law:
     return lambda quantile: (inverse(quantile.double()) * count).long().clamp(first, max(first, end - 1))
 
 
-def _of_list(values: list[float], *, whole: bool) -> Law:
+def _of_list(settings: Listed, process: Process) -> Inverse:
+    flow, values = process.prediction_type == "flow", sorted(settings.values)
+    wrong = [f"{v:g}" for v in values if (v > 1 if flow else v != int(v) or v >= process.timesteps)]
+    if wrong:
+        unit = "numbers in 0 … 1" if flow else f"whole numbers in 0 … {process.timesteps - 1}"
+        raise ValueError(f"objective.timesteps.values: {', '.join(wrong)}: the timesteps of this model are {unit}.")
+
     def timesteps(quantile: Tensor) -> Tensor:
         at = (quantile.double() * len(values)).long().clamp(max=len(values) - 1)
-        return torch.tensor(values, dtype=torch.long if whole else quantile.dtype, device=quantile.device)[at]
+        return torch.tensor(values, dtype=quantile.dtype if flow else torch.long, device=quantile.device)[at]
 
     return timesteps
 
 
-def _inverse(
-    settings: Uniform | LogitNormal | Sigmoid | Mode | CosMap | Beta | Shifted | LogSNR | Content | Style,
-    process: Process,
-) -> Law:
+def _inverse(settings: _Laws, process: Process) -> Inverse:
     """Quantiles (B,) in double precision to shares of the way (B,)."""
     match settings:
         case Uniform():
@@ -182,7 +228,7 @@ def _inverse(
         case Beta(alpha=a, beta=b):
             return _beta(a, b)
         case Shifted(shift=s):
-            return lambda q: s * q / (1 + (s - 1) * q)
+            return lambda q: shift_time(q, s)
         case LogSNR():
             if process.prediction_type == "flow":  # snr = ((1 - t) / t)²
                 return _logit_normal(-settings.mean / 2, settings.std / 2)
@@ -195,11 +241,11 @@ def _inverse(
             assert_never(settings)
 
 
-def _logit_normal(mean: float, std: float) -> Law:
+def _logit_normal(mean: float, std: float) -> Inverse:
     return lambda q: torch.sigmoid(mean + std * torch.special.ndtri(q))
 
 
-def _beta(alpha: float, beta: float) -> Law:
+def _beta(alpha: float, beta: float) -> Inverse:
     """Tabulated over x = logit(t): there the density t^alpha (1 - t)^beta is smooth, and falls at both ends."""
     middle, width = math.log(alpha / beta), 10 * math.sqrt(1 / alpha + 1 / beta)
     low = max(middle - width - 40 / alpha, min(middle, 0) - 50)  # t is nothing beyond, but its mass may not be
@@ -214,7 +260,7 @@ def _beta(alpha: float, beta: float) -> Law:
     return lambda q: torch.sigmoid(logit(q))
 
 
-def _log_snr(settings: LogSNR, process: Process) -> Law:
+def _log_snr(settings: LogSNR, process: Process) -> Inverse:
     """A normal law of -log-SNR, cut to the steps that a discrete process has, and these by linear interpolation."""
     snr = process.snr(torch.arange(process.timesteps)).double()
     noisiness = -snr[snr > 0].log()  # a step without signal has no logarithm, and no part in the law
@@ -241,7 +287,7 @@ class _Table:
         return y0 + part * (y1 - y0)
 
 
-def _within(inverse: Law, least: float, most: float) -> Law:
+def _within(inverse: Inverse, least: float, most: float) -> Inverse:
     """The law given least ≤ t ≤ most: F⁻¹(F(least) + q · (F(most) - F(least)))."""
     if (least, most) == (0.0, 1.0):
         return inverse
@@ -251,7 +297,7 @@ def _within(inverse: Law, least: float, most: float) -> Law:
     return lambda q: inverse(low + q * (high - low)).clamp(least, most)
 
 
-def _reached(inverse: Law, share: float) -> float:
+def _reached(inverse: Inverse, share: float) -> float:
     """F(share): the quantile at which the law gets there, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):

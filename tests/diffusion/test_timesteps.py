@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
+from lorakit.diffusion.flow import DynamicShift, shift_time
 from lorakit.diffusion.objectives.denoising import Settings
 from lorakit.diffusion.timesteps import Timesteps, law
 
@@ -102,12 +103,44 @@ def test_logit_normal_and_mode_are_the_stock_draws():
 
 
 def test_the_shift_is_the_flows_own():
-    from lorakit.diffusion.flow import shift_time
-
     close(flow_t(kind="shifted", shift=3.0), shift_time(QUANTILES, 3.0))
     # of a logit-normal law it is a mean of ln(shift)
     shifted = shift_time(flow_t(kind="logit_normal", mean=0.2, std=0.9), 3.0)
     close(flow_t(kind="logit_normal", mean=0.2 + math.log(3), std=0.9), shifted)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (96, 42), (128, 128), (160, 160)])
+def test_the_models_shift_goes_by_the_size_of_the_latents(size):
+    """FLUX: mu is a line through 0.5 at 256 tokens and 1.15 at 4096, and t = e^mu / (e^mu + 1/s - 1) of a sigmoid s."""
+    flux = RectifiedFlow(dynamic=DynamicShift())
+    mu = 0.5 + (size[0] * size[1] / 4 - 256) * (1.15 - 0.5) / (4096 - 256)
+    s = torch.sigmoid(0.8 * torch.special.ndtri(QUANTILES))
+    drawn = law(laws(kind="sigmoid", scale=0.8, model_shift=True), flux)(QUANTILES, size=size)
+    close(drawn, math.exp(mu) / (math.exp(mu) + 1 / s - 1))
+    even = law(laws(kind="uniform", model_shift=True), flux)(QUANTILES, size=size)
+    close(even, shift_time(QUANTILES, flux.shift_at(size[0] * size[1] // 4)))
+    cut = law(laws(kind="uniform", model_shift=True, min=0.3, max=0.9), flux)(QUANTILES, size=size)
+    low, high = (shift_time(torch.tensor(t).double(), math.exp(-mu)) for t in (0.3, 0.9))
+    close(cut, shift_time(low + (high - low) * QUANTILES, math.exp(mu)), 1e-7)
+
+
+def test_a_constant_shift_of_the_model_is_the_shifted_law():
+    sd3 = RectifiedFlow(shift=3.0)
+    close(law(laws(kind="uniform", model_shift=True), sd3)(QUANTILES), flow_t(kind="shifted", shift=3.0))
+    patches = DynamicShift(patch=1)
+    assert (patches.tokens(20, 30), DynamicShift().tokens(20, 31)) == (600, 150)
+
+
+@pytest.mark.parametrize("process", [GaussianDiffusion(), FLOW], ids=["gaussian", "flow"])
+def test_the_shift_of_a_model_that_has_none_is_refused(process):
+    with pytest.raises(ValueError, match=r"objective\.timesteps\.model_shift: this model has no shift"):
+        law(laws(kind="mode", model_shift=True), process)
+
+
+def test_a_range_that_the_models_shift_leaves_is_refused_at_once():
+    asked = laws(kind="logit_normal", mean=-3.0, std=0.2, min=0.4, model_shift=True)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        law(asked, RectifiedFlow(dynamic=DynamicShift()))
 
 
 # -- what all laws keep ---------------------------------------------------------------------------------------------
@@ -256,6 +289,7 @@ def test_a_law_without_a_t_is_refused(values, process):
     ("values", "problem"),
     [
         ({"kind": "uniform", "shift": 3.0}, "objective.timesteps.shift is not a setting of denoising."),
+        ({"kind": "shifted", "model_shift": True}, "objective.timesteps.model_shift is not a setting of denoising."),
         ({"kind": "list", "values": [1], "min": 0.1}, "objective.timesteps.min is not a setting of denoising."),
         ({"kind": "uniform", "min": 0.5, "max": 0.5}, "objective.timesteps: min = 0.5 must be below max = 0.5."),
         ({"kind": "mode", "scale": 1.8}, "objective.timesteps.scale = 1.8: "),

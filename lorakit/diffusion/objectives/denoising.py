@@ -64,7 +64,7 @@ def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], Lo
 
     def objective(predict: Predict, batch: Batch) -> LossReport:
         assert batch.latents is not None, "pixels are encoded before"
-        t = draw(batch.quantile).to(batch.latents.device)
+        t = draw(batch.quantile, size=batch.latents.shape[-2:]).to(batch.latents.device)
         of_target, of_input = noises(settings.noise, batch)
         predicted = predict(process.q_sample(batch.latents, t, of_input), t, text=batch.text).float()
         error = per_example(cost(predicted - process.target(batch.latents, t, of_target), t), batch.mask)

@@ -11,6 +11,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.settings import validate
 from lorakit.core.types import Batch
 from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
+from lorakit.diffusion.flow import DynamicShift, shift_time
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.diffusion.objectives.denoising import Settings, build, per_example, problems
 
@@ -160,7 +161,9 @@ def test_every_kind_and_setting_is_walked() -> None:
         assert set(of_option) == set(kinds(option))
         for kind, model in kinds(option).items():
             ranged = set(RANGE) if option == "timesteps" and kind != "list" else set()
-            assert set(of_option[kind]) | ranged == set(model.model_fields) - {"kind", "stratified"}  # the loader's
+            # the loader's, and what needs a flow that has a shift
+            elsewhere = {"kind", "stratified", "model_shift"}
+            assert set(of_option[kind]) | ranged == set(model.model_fields) - elsewhere
 
 
 @pytest.mark.parametrize("prediction_type", PROCESSES)
@@ -187,6 +190,16 @@ def test_every_option_changes_the_loss(option: str, prediction_type: str) -> Non
         for key, value in {**others, **ranged}.items():
             changed = losses(process, **{option: {**values, key: value}})
             assert not torch.equal(changed, base), (kind, key)
+
+
+def test_the_timesteps_may_go_by_the_size_of_the_latents() -> None:
+    flow = RectifiedFlow(dynamic=DynamicShift(base_tokens=4, max_tokens=64))
+    asked = settings(timesteps={"kind": "uniform", "model_shift": True})
+    for side, tokens in ((4, 4), (8, 16)):
+        latents = torch.zeros(4, 2, side, side)
+        given = replace(batch(), latents=latents, noise=latents)
+        report = build(asked, flow)(lambda x_t, t, *, text=None, adapter=True: x_t, given)
+        torch.testing.assert_close(report.t, shift_time(given.quantile, flow.shift_at(tokens)))
 
 
 @pytest.mark.parametrize("prediction_type", PROCESSES)
