@@ -31,6 +31,11 @@ def test_defaults_are_written_out_and_read_back_to_the_same_recipe() -> None:
     assert values["adapter"]["rank"] == 16 and values["optimizer"]["lr"] == 1e-4 and values["run"]["steps"] == 1000
 
 
+def test_what_is_measured_never_is_refused() -> None:
+    (problem,) = problems({**SOURCE, "run": {"output": "/o", "validate_every": 0, "validate_training": 4}})
+    assert "validate_training has no effect with validate_every = 0" in problem
+
+
 def test_an_unknown_key_names_its_neighbour() -> None:
     assert problems({**SOURCE, "adapter": {"rnak": 4}}) == ["adapter.rnak is not a setting of lora. Did you mean rank?"]
 

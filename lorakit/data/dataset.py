@@ -30,7 +30,7 @@ from lorakit.data.plan import Draw, Plan
 from lorakit.data.report import DataReport, make_report
 from lorakit.data.scan import scan
 from lorakit.data.sources import SourceSettings, Storage
-from lorakit.data.split import split
+from lorakit.data.split import sample, split
 
 T = TypeVar("T")
 
@@ -195,6 +195,11 @@ class Dataset:
     def validation(self) -> list[int]:
         """The examples that are put aside for validation."""
         return [int(i) for i in np.flatnonzero(self.examples.roles == ROLES.index("validation"))]
+
+    def sample(self, count: int) -> list[int]:
+        """Up to `count` of the training examples, always the same."""
+        trained = np.flatnonzero((self.examples.roles == ROLES.index("train")) & (self.bucket_ids >= 0).any(1))
+        return sample({i: self.examples.keys[i] for i in trained.tolist()}, count, seed=self.plan.seed) if count else []
 
     def _caption(self, extra: Sequence[str], index: int, number: int) -> str:
         return self.captions_of(index - 1)[number] if index else extra[number]

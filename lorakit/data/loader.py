@@ -4,7 +4,7 @@ Here: a sample's noise, timestep quantile, cut and caption, drawn by rule from (
 that do it ahead of the training. Not here: which samples a step has (`plan.py`), how latents came about (`cache.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from lorakit.data.buckets import Bucket
 from lorakit.data.cache import Cache, text_key
 from lorakit.data.dataset import Dataset
 from lorakit.data.images import Cut, crop_info, pool_mask
-from lorakit.data.plan import GlobalBatch, Plan, share
+from lorakit.data.plan import GlobalBatch, Plan
 
 LOOKED_AT = 2_000  # steps, some 50 µs each
 
@@ -81,15 +81,14 @@ class Loader:
         for step in by_processes(steps, range(first_step, last_step), self._workers):
             yield _raised(step)
 
-    def validation(self, draws: int) -> Iterator[Batch]:
-        """This rank's share of the validation examples, each at `draws` fixed noises and stratified timesteps.
+    def fixed(self, entries: Iterable[int], *, draws: int) -> Iterator[Batch]:
+        """A batch of each of these examples at `draws` fixed noises and stratified timesteps, as its first cut and
+        with its first caption.
 
-        A batch is one example's draws: the quantiles' strata are [k / draws, (k + 1) / draws), and nothing of it
-        depends on the step or on how many ranks share the work.
+        The quantiles' strata are [k / draws, (k + 1) / draws), in order, and nothing depends on the step or the rank.
         """
-        chosen = self._samples.data.validation()
-        for position in share(len(chosen), self._split.rank, self._split.world):
-            yield self._samples.held_out(chosen[position], draws)
+        for entry in entries:
+            yield self._samples.fixed(entry, draws)
 
     def largest(self) -> Batch:
         """The micro step, of any rank, with the most pixels of those looked at: what needs the most memory.
@@ -193,21 +192,18 @@ class _Samples:
         # in double, and never 1, to which it might round
         return ((strata + drawn.double()) / count).float().clamp(max=1 - 2**-24)
 
-    def held_out(self, entry: int, draws: int) -> Batch:
-        """`draws` samples of a validation example, the same at every call."""
-        key = self.data.examples.keys[entry]
-        bucket = self.data.buckets_of(entry)[0]
-        generators = [generator(self.seed, key, k, "validation") for k in range(draws)]
-        seen = self._seen(entry, self.data.draw_cut(entry, bucket, draw=generators[0]))
-        caption = self.data.draw_caption(entry, draw=generators[0], from_variants=True)
-        quantile = [(k + torch.rand((), generator=g)) / draws for k, g in enumerate(generators)]
+    def fixed(self, entry: int, draws: int) -> Batch:
+        """`draws` samples of an example, the same at every call."""
+        generators = [generator(self.seed, self.data.examples.keys[entry], k, "validation") for k in range(draws)]
+        cut = self.data.cuts_of(entry)[0]
+        shape = self.latent_shapes[cut.bucket]
         return self._assemble(
             [entry] * draws,
             list(range(draws)),
-            [caption] * draws,
-            [seen] * draws,
-            noise=torch.stack([torch.randn(self.latent_shapes[bucket], generator=g) for g in generators]),
-            quantile=torch.stack(quantile),
+            [self.data.captions_of(entry)[0]] * draws,
+            [self._seen(entry, cut)] * draws,
+            quantile=torch.stack([(k + torch.rand((), generator=g)) / draws for k, g in enumerate(generators)]),
+            noise=torch.stack([torch.randn(shape, generator=g) for g in generators]),
         )
 
     def _assemble(

@@ -1,6 +1,8 @@
-"""Which pictures are kept for validation: a share of them, chosen by hashes, so that training never sees one."""
+"""Which pictures are kept for validation: a share of them, chosen by hashes, so that training never sees one. And which
+of those that are trained on are measured beside them."""
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,3 +22,8 @@ def split(digests: Iterable[str], fraction: float, *, seed: int) -> NDArray[Any]
     lowest = np.unique(hashes)
     count = min(max(1, round(len(lowest) * fraction)), len(lowest) - 1) if fraction > 0 else 0
     return hashes <= lowest[count - 1] if count > 0 else np.zeros(len(hashes), bool)
+
+
+def sample(keys: Mapping[int, str], count: int, *, seed: int) -> list[int]:
+    """`count` of the numbered `keys`, or all, by lowest hashes of (seed, key); by number."""
+    return sorted(heapq.nsmallest(count, keys, key=lambda number: hashed(seed, "measured", keys[number])))

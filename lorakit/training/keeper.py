@@ -5,9 +5,8 @@ Rank 0 writes; the others wait where they must. When each is called is the loop'
 
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from lorakit.adapters.state import replaced, state_metadata
 from lorakit.core.errors import LorakitError, LostProcess, StorageError
 from lorakit.core.files import folder_aside, printable
 from lorakit.core.processes import on_first_rank, rank, world
-from lorakit.core.types import Batch
 from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
 from lorakit.export.verify import ExportReport
@@ -33,7 +31,7 @@ from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime
 from lorakit.training.report import write_report
 from lorakit.training.step import Trainee
-from lorakit.training.validation import validation_loss
+from lorakit.training.validation import CURVES, Validation, curves, evaluated, record, validation_loss
 
 log = logging.getLogger("lorakit")
 
@@ -54,7 +52,7 @@ class Keeper:
     trainee: Trainee
     runtime: Runtime
     interrupt: Interrupt
-    validation: Callable[[], Iterable[Batch]] | None
+    validation: Validation | None
     file: MetricsFile | None
     validations: MetricsFile | None
     bar: Any
@@ -149,21 +147,21 @@ class Keeper:
                     picture.save(aside / f"{i:02d}.png", format="PNG")
 
     def validate(self, step: int) -> None:
-        """Measures the pictures put aside, on all ranks, and writes a line."""
+        """Measures the chosen pictures, on all ranks, and writes a line."""
         if self.validation is None:
             return
         started = time.perf_counter()
         with _tolerated(f"validation of step {step} failed"), self._shown():
-            measured = validation_loss(self.trainee, self.validation(), abandon=lambda: self.interrupt.pending)
+            measured = validation_loss(self.trainee, self.validation, abandon=lambda: self.interrupt.pending)
             if measured is None or self.validations is None:
                 return
-            loss, samples = measured
-            number = loss if math.isfinite(loss) else None
-            record = {"step": step, "loss": number, "samples": samples, "seconds": time.perf_counter() - started}
-            self.validations.write(record)
+            line = record(step, measured, seconds=time.perf_counter() - started)
+            self.validations.write(line)
             self.validations.flush()
-            self.runtime.track({"step": step, "validation_loss": loss})
-            log.info("step %d: validation loss %.4f", step, loss)
+            numbers = curves(line)
+            self.runtime.track({"step": step, **numbers})
+            shown = [f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in CURVES.values() if name in numbers]
+            log.info("step %d: %s", step, ", ".join(shown) or "the validation loss is not finite")
 
     def finish(self) -> Path:
         """The adapter in its dialect, verified against a fresh stock pipeline, and the report."""
@@ -229,15 +227,10 @@ class Keeper:
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
         """The model as its users will have it: the weights that are handed out, without dropout."""
-        adapted, averaged = self.trainee.adapted.values(), self._averaged()
-        for module in adapted:
-            module.eval()
-        try:
-            with contextlib.nullcontext() if averaged is None else replaced(self.trainee.parameters, averaged):
-                yield
-        finally:
-            for module in adapted:
-                module.train()
+        averaged = self._averaged()
+        weights = contextlib.nullcontext() if averaged is None else replaced(self.trainee.parameters, averaged)
+        with evaluated(self.trainee.adapted.values()), weights:
+            yield
 
 
 @contextlib.contextmanager

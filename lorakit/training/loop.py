@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lorakit.adapters.ema import EmaSettings
@@ -53,11 +53,16 @@ class RunSettings(core_settings.Settings):
     keep_every: int = Field(0, ge=0)
     """Checkpoints of steps that are multiples of this are kept too; 0: none."""
     keep_best: int = Field(0, ge=0)
-    """So many checkpoints with the lowest validation loss are kept too; needs pictures for validation."""
+    """So many checkpoints with the lowest validation loss are kept too; needs pictures for validation, or
+    `validate_training`."""
     sample_every: int = Field(0, ge=0)
     """Optimizer steps between sample pictures; 0: none."""
     validate_every: int = Field(100, ge=0)
     """Optimizer steps between measurements on the pictures put aside for validation, if there are any; 0: none."""
+    validate_training: int | None = Field(None, ge=0)
+    """Training pictures, always the same, that are measured beside them: what these lose and those do not shows what is
+    learned by heart. Where none are put aside their loss is the validation loss, which shows over-fitting less. Left
+    out: as many as are put aside; 0: none."""
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Number format of the adapter that is handed out."""
     ema: EmaSettings | None = None
@@ -68,6 +73,12 @@ class RunSettings(core_settings.Settings):
     """Dialect of RUN/adapter.safetensors; the one that most programs read for the family where not given."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""
+
+    @model_validator(mode="after")
+    def _measured_sometimes(self) -> "RunSettings":
+        if self.validate_training and not self.validate_every:
+            raise ValueError("validate_training has no effect with validate_every = 0: remove one of them.")
+        return self
 
 
 @dataclass(frozen=True)

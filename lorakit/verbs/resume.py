@@ -35,6 +35,7 @@ HARMLESS = (
     "run.keep_best",
     "run.sample_every",
     "run.validate_every",
+    "run.validate_training",
     "run.trackers",
     "sample.",
     "data.workers",

@@ -39,7 +39,7 @@ from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
-from lorakit.training.validation import DRAWS
+from lorakit.verbs.measured import measured_sets, validation_of
 from lorakit.verbs.resume import (
     EXAMPLES,
     binding,
@@ -155,12 +155,10 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             trainee=trainee,
             runtime=runtime,
             interrupt=interrupt,
-            validation=(lambda: loader.validation(DRAWS)) if data.validation() else None,
+            validation=validation_of(recipe, data, loader),
             file=MetricsFile(output / "metrics.jsonl", step=first_step) if rank() == 0 else None,
             # the line of the step that a run goes on from is written anew
-            validations=MetricsFile(output / "validation.jsonl", step=first_step - 1)
-            if rank() == 0 and data.validation()
-            else None,
+            validations=MetricsFile(output / "validation.jsonl", step=first_step - 1) if rank() == 0 else None,
             bar=progress,
         )
         report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
@@ -239,10 +237,10 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     problems += surveyed.report.errors
     if not surveyed.report.errors:
         problems += _unsuited(recipe)
-    if recipe.run.keep_best and surveyed.dataset and not (surveyed.dataset.validation() and recipe.run.validate_every):
+    if recipe.run.keep_best and surveyed.dataset and not measured_sets(recipe, surveyed.dataset):
         problems.append(
             'run.keep_best goes by the validation loss, and there is none: name a source with role = "validation" or '
-            "set data.validation, and run.validate_every."
+            "set data.validation or run.validate_training, and run.validate_every."
         )
     if problems:
         raise InputError(problems)

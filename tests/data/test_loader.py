@@ -318,23 +318,27 @@ def test_a_class_prompt_comes_encoded(tmp_path: Path) -> None:
     assert batch.class_text["states"][0].tolist() == [[5.0, 5.0]] * 3
 
 
-def test_validation_is_the_same_every_time_and_shared_by_the_ranks(tmp_path: Path) -> None:
+def test_fixed_samples_are_the_same_every_time_and_take_nothing_by_chance(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", {f"{i}.png": (64, 64) for i in range(10)})
     source = {"path": str(folder), "flip": 0.5, "caption_dropout": 0.5}
     data = {"sources": [source], "buckets": {"resolution": 64}, "validation": 0.3}
     cached = filled(DataSettings.model_validate(data), tmp_path / "c")
-    first = list(loader_of(cached).validation(4))
-    assert len(first) == 3 and all(batch.extra is None for batch in first)
-    assert same(list(loader_of(cached, stratified=True, extra=more).validation(4)), first)
-    trained = {key for step in loader_of(cached).steps(0, 6) for key in step.keys}
-    assert trained.isdisjoint({key for batch in first for key in batch.keys}) and len(trained) == 7
+    held_out, trained = cached[0].validation(), cached[0].sample(3)
+    assert len(held_out) == len(trained) == 3
+    first = list(loader_of(cached).fixed([*held_out, *trained], draws=4))
+    assert [batch.keys for batch in first] == [(cached[0].examples.keys[i],) * 4 for i in (*held_out, *trained)]
+    seen = {key for step in loader_of(cached).steps(0, 6) for key in step.keys}
+    assert len(seen) == 7 and seen.isdisjoint(batch.keys[0] for batch in first[:3])
+    assert seen.issuperset(batch.keys[0] for batch in first[3:])
     for batch in first:
         assert (batch.quantile * 4).long().tolist() == [0, 1, 2, 3]
         assert len(set(batch.captions)) == 1 and "" not in batch.captions
-        assert not torch.equal(batch.noise[0], batch.noise[1])
-    assert same(list(loader_of(cached).validation(4)), first)
-    shared = [batch for rank in range(2) for batch in loader_of(cached, rank=rank, world=2).validation(4)]
-    assert same(shared, first)
+        assert len({noise.sum().item() for noise in batch.noise}) == 4
+        entry = cached[0].examples.keys.index(batch.keys[0])
+        latents = cached[1].read(cached[0].latent_key(entry, cached[0].cuts_of(entry)[0], fingerprint="vae"))
+        assert batch.latents is not None and all(torch.equal(part, latents["latents"]) for part in batch.latents)
+    changed = loader_of(cached, rank=1, world=2, stratified=True, extra=more)
+    assert same(list(changed.fixed([*held_out, *trained], draws=4)), first)
 
 
 def _children() -> set[int]:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit.data.split import split
+from lorakit.data.split import sample, split
 
 digests = st.lists(st.integers(0, 30).map(str), max_size=40)
 fractions = st.floats(0, 1, exclude_max=True)
@@ -38,3 +38,13 @@ def test_the_order_does_not_matter(names: list[str], fraction: float, random: ob
 def test_seeds_choose_differently() -> None:
     names = [str(i) for i in range(100)]
     assert len({tuple(split(names, 0.1, seed=seed)) for seed in range(5)}) == 5
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=40, unique=True), st.integers(0, 50), st.integers(0, 9))
+def test_a_sample_goes_by_the_keys_and_not_by_their_numbers(names: list[int], count: int, seed: int) -> None:
+    keys = {i: str(name) for i, name in enumerate(names)}
+    chosen = sample(keys, count, seed=seed)
+    assert chosen == sorted(set(chosen)) and len(chosen) == min(count, len(names))
+    moved = sample({i + 7: key for i, key in keys.items()}, count, seed=seed)
+    assert [i - 7 for i in moved] == chosen
+    assert set(chosen) <= set(sample(keys, count + 1, seed=seed)), "one more changes none of the others"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.recipe import Recipe
+from lorakit.training.validation import curves
 from lorakit.verbs.train import train
 
 
@@ -21,14 +22,21 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    one = train(make_recipe("one", "run.batch_size=4", "run.accumulate=1", "run.steps=3")).output
+    how = ("run.accumulate=1", "run.steps=3", "data.validation=0.4", "run.validate_every=3")
+    one = train(make_recipe("one", "run.batch_size=4", *how)).output
     file = tmp_path / "recipe.toml"
-    file.write_text(make_recipe("two", "run.batch_size=2", "run.accumulate=1", "run.steps=3").to_toml())
+    file.write_text(make_recipe("two", "run.batch_size=2", *how).to_toml())
     done = launch("train", str(file))
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
-    assert len(lines[1]) == 3
+    lines, measured = (
+        [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (one, two)]
+        for name in ("metrics.jsonl", "validation.jsonl")
+    )
+    assert len(lines[1]) == 3 and len(measured[1]) == 2
+    for a, b in zip(*measured, strict=True):
+        assert curves(a) == pytest.approx(curves(b), rel=1e-6, abs=1e-6) and len(curves(a)) == 2 * (1 + 1 + 4) + 1
+        assert a["samples"] == b["samples"] == a["training"]["samples"] == b["training"]["samples"]
     for a, b in zip(*lines, strict=True):
         assert a["samples"] == b["samples"] and a["lr"] == b["lr"] and a["epoch"] == b["epoch"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)

@@ -57,22 +57,42 @@ def test_each_picture_comes_as_often_as_it_should_on_workers_and_ranks_and_after
         assert [line["samples"] for line in lines(run)] == [line["samples"] for line in lines(runs[0])]
 
 
-def test_validation_is_written_and_changes_nothing_else(make_recipe: Make) -> None:
-    how = ["data.validation=0.3", 'optimizer.schedule.kind="constant"']
+def test_validation_is_written_and_changes_nothing_else(make_recipe: Make, tmp_path: Path) -> None:
+    aside = write_pictures(tmp_path / "aside", 2, first=40)
+    # with a law of timesteps and a weighting that the measurement leaves alone, and dropout in the adapter
+    how = [
+        *("data.validation=0.3", f"data.sources.1.path={aside}", 'data.sources.1.role="validation"'),
+        *('objective.timesteps.kind="content"', 'objective.weighting.kind="min_snr"', "adapter.dropout=0.3"),
+        'optimizer.schedule.kind="constant"',
+    ]
     measured = train(make_recipe("measured", *how, "run.validate_every=2")).output
     quiet = train(make_recipe("quiet", *how, "run.validate_every=0")).output
     assert adapter(measured) == adapter(quiet) and lines(measured) == lines(quiet)
     assert not (quiet / "validation.jsonl").exists()
     found = lines(measured, "validation.jsonl")
-    assert [line["step"] for line in found] == [0, 2, 4, 6]
-    assert {line["samples"] for line in found} == {2 * 4} and len({line["loss"] for line in found}) == 4
-    trained = seen(measured, 0)
-    assert len(trained) == 5
+    assert [line["step"] for line in found] == [0, 2, 4, 6] and {line["measured"] for line in found} == {"held_out"}
+    assert len({line["loss"] for line in found}) == len({line["training"]["loss"] for line in found}) == 4
+    for line in found:
+        trained = line["training"]
+        assert line["samples"] == trained["samples"] == (2 + 2) * 4 and list(trained["by_source"]) == ["0"]
+        assert line["loss"] == pytest.approx((line["by_source"]["0"] + line["by_source"]["1"]) / 2)
+        for part in (line, trained):
+            assert part["loss"] == pytest.approx(sum(part["by_band"].values()) / 4) and len(part["by_band"]) == 4
+        assert line["train_minus_validation"] == trained["loss"] - line["loss"]
+    assert len(seen(measured, 0)) == 5
     cut = train(make_recipe("cut", *how, "run.validate_every=2", "run.steps=3")).output
     assert [line["step"] for line in lines(cut, "validation.jsonl")] == [0, 2, 3]
     resumed = resume(cut, overrides=["run.steps=6"], allow=["run.steps"]).output
-    assert [line["step"] for line in lines(resumed, "validation.jsonl")] == [0, 2, 4, 6]
-    assert [line["loss"] for line in lines(resumed, "validation.jsonl")] == [line["loss"] for line in found]
+    assert lines(resumed, "validation.jsonl") == found
+
+
+def test_without_pictures_to_spare_training_pictures_are_measured_and_called_so(make_recipe: Make) -> None:
+    run = train(make_recipe("run", "run.validate_every=3", "run.validate_training=4", "run.keep_best=1")).output
+    found = lines(run, "validation.jsonl")
+    assert [line["step"] for line in found] == [0, 3, 6] and {line["measured"] for line in found} == {"training"}
+    assert all(line["samples"] == 4 * 4 and "training" not in line for line in found)
+    plain = train(make_recipe("plain")).output
+    assert adapter(plain) == adapter(run) and not (plain / "validation.jsonl").exists()
 
 
 @pytest.mark.parametrize(
