@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorakit.export import export_adapter as export_adapter
+    from lorakit.export import load_adapter as load_adapter
     from lorakit.export import merge_adapter as merge_adapter
     from lorakit.recipe import Recipe as Recipe
     from lorakit.recipe import load_recipe as load_recipe
@@ -23,6 +24,7 @@ _HOMES = {
     "Recipe": "lorakit.recipe",
     "RunResult": "lorakit.verbs.train",
     "export_adapter": "lorakit.export",
+    "load_adapter": "lorakit.export",
     "load_recipe": "lorakit.recipe",
     "merge_adapter": "lorakit.export",
     "resume": "lorakit.verbs.train",

@@ -76,20 +76,25 @@ def adapter_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
-def inject_layers(module: nn.Module, plan: Mapping[str, LayerPlan], *, dropout: float = 0.0) -> str:
+def inject_layers(
+    module: nn.Module, plan: Mapping[str, LayerPlan], *, dropout: float = 0.0, name: str | None = None
+) -> str:
     """Freezes `module` but for a new adapter beside the planned layers, fp32, and returns the new adapter's name.
 
-    Adapters that are already there stay and are added up; the first is called "default".
+    Adapters that are already there stay and are added up. Where no `name` is given, the first is called "default".
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     there = {name for _, layer in adapter_layers(module) for name in layer.r}
-    adapter = f"default_{len(there)}" if there else "default"
+    adapter = name or (f"default_{len(there)}" if there else "default")
     rank = Counter(p.rank for p in plan.values()).most_common(1)[0][0]
+    alpha = Counter(p.alpha for p in plan.values()).most_common(1)[0][0]
     config = LoraConfig(
         r=rank,
-        target_modules="|".join(re.escape(name) for name in plan),
-        rank_pattern={f"^{re.escape(name)}": p.rank for name, p in plan.items() if p.rank != rank},
+        lora_alpha=alpha,
+        target_modules="|".join(re.escape(path) for path in plan),
+        rank_pattern={f"^{re.escape(path)}": p.rank for path, p in plan.items() if p.rank != rank},
+        alpha_pattern={f"^{re.escape(path)}": p.alpha for path, p in plan.items() if p.alpha != alpha},
         lora_dropout=dropout,
     )
     # peft initialises what is overwritten here from the global generator, which must not move
@@ -98,16 +103,14 @@ def inject_layers(module: nn.Module, plan: Mapping[str, LayerPlan], *, dropout: 
         inject_adapter_in_model(config, module, adapter_name=adapter)
     module.requires_grad_(False)
     injected = set()
-    for name, layer in adapter_layers(module):
+    for path, layer in adapter_layers(module):
         layer.set_adapter(list(layer.r))  # peft left only the new one active
         layer.train(layer.base_layer.training)
         if adapter in layer.r:
-            injected.add(name)
-            layer.lora_alpha[adapter] = plan[name].alpha
-            layer.scaling[adapter] = plan[name].alpha / plan[name].rank
-        for one in layer.r:
-            for part in (layer.lora_A[one], layer.lora_B[one]):
-                part.float().requires_grad_(True)
+            injected.add(path)
+            assert layer.scaling[adapter] == plan[path].alpha / plan[path].rank
+            for part in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                part.float()
     assert injected == set(plan), f"peft adapted {injected ^ set(plan)} otherwise than planned"
     return adapter
 
@@ -150,11 +153,14 @@ def adapter_state(components: Mapping[str, nn.Module]) -> AdapterState:
     return AdapterState("lora", tensors, _alphas(components))
 
 
-def load_adapter_state(components: Mapping[str, nn.Module], state: AdapterState, *, weight: float = 1.0) -> None:
+def load_adapter_state(
+    components: Mapping[str, nn.Module], state: AdapterState, *, weight: float = 1.0, name: str | None = None
+) -> None:
     """Adds the adapter to `components`, its effect times `weight`: a layer gives W x + weight · alpha/rank · B A x.
 
-    Adapters already there stay, and their effects add up. Raises InputError when a tensor has no place, lacks its
-    partner or alpha, has another shape than its layer asks for, or is not finite; nothing is changed then.
+    Adapters already there stay, and their effects add up; `name` is the new one's among them. Raises InputError when a
+    tensor has no place, lacks its partner or alpha, has another shape than its layer asks for, or is not finite;
+    nothing is changed then.
     """
     check_state(state, {name: adaptable_layers(module) for name, module in components.items()})
     for component, module in components.items():
@@ -166,7 +172,7 @@ def load_adapter_state(components: Mapping[str, nn.Module], state: AdapterState,
         }
         if not plan:
             continue
-        adapter = inject_layers(module, plan)
+        adapter = inject_layers(module, plan, name=name)
         for path, layer in adapter_layers(module):
             if path in plan:
                 layer.lora_A[adapter].weight.data.copy_(state.tensors[f"{component}.{path}{FIRST}"])

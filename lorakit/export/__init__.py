@@ -1,4 +1,4 @@
-"""Floor 3: adapter files: written, read, verified, merged, looked at. One file per dialect in dialects/.
+"""Floor 3: adapter files: written, read, verified, loaded, merged, looked at. One file per dialect in dialects/.
 
 Nothing here names a model family: names of layers, prefixes and metadata come from the family that is handed in.
 """
@@ -6,6 +6,7 @@ Nothing here names a model family: names of layers, prefixes and metadata come f
 from lorakit.export.adapter import export_adapter
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.files import read_adapter, write_adapter
+from lorakit.export.load import LoadedAdapter, load_adapter
 from lorakit.export.merge import MergeReport, merge_adapter
 from lorakit.export.survey import inspect_adapter
 from lorakit.export.verify import ExportReport, write_verified
@@ -13,9 +14,11 @@ from lorakit.export.verify import ExportReport, write_verified
 __all__ = [
     "DIALECTS",
     "ExportReport",
+    "LoadedAdapter",
     "MergeReport",
     "export_adapter",
     "inspect_adapter",
+    "load_adapter",
     "merge_adapter",
     "read_adapter",
     "write_adapter",
