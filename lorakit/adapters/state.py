@@ -307,7 +307,7 @@ def state_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Ad
         described = json.loads(metadata[METADATA_KEY])
         alphas = {str(name): float(alpha) for name, alpha in described["alphas"].items()}
         return AdapterState(str(described["kind"]), {n: t.float() for n, t in tensors.items()}, alphas)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(f"the file's metadata entry {METADATA_KEY} is missing or damaged.") from None
 
 

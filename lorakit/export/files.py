@@ -4,7 +4,6 @@ Which keys they hold is a dialect's affair (dialects/); whether another program 
 """
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,22 +15,17 @@ from torch import Tensor
 
 from lorakit.adapters import AdapterState
 from lorakit.core.errors import InputError
-from lorakit.core.files import (
-    folder_aside,
-    printable,
-    safetensors_bytes,
-    sha256_file,
-    split_safetensors,
-    storage_errors,
-    write_bytes,
-)
+from lorakit.core.files import folder_aside, printable, safetensors_bytes, write_bytes
+from lorakit.export.alphas import stored_alpha
+from lorakit.export.container import CONFIG, DTYPE_OF, WEIGHTS, open_adapter
 from lorakit.export.dialects import DIALECTS
+from lorakit.export.digests import DIGEST, adapter_digest, data_hash
+from lorakit.export.keymap import FIRST, split_key
+from lorakit.export.kinds import other_kind
 from lorakit.export.metadata import adapter_metadata
 from lorakit.families.protocol import Family, Names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -64,20 +58,29 @@ def write_adapter(
 ) -> None:
     """Writes `state` in a dialect, weights in `dtype`, in place of what is at `path`; `metadata` is added to our own.
 
-    Raises InputError for an unknown format, a layer that the family does not have, a value that `dtype` cannot hold and
-    a path that does not end as the format asks for, StorageError where the disk refuses.
+    Raises InputError for an unknown format, a kind that it cannot carry, a layer that the family does not have, a value
+    that `dtype` cannot hold and a path that does not end as the format asks for, StorageError where the disk refuses.
     """
     dialect = DIALECTS.module(format, where="format")
     if (path.suffix == ".safetensors") == dialect.FOLDER:
         what = "a folder, not a file" if dialect.FOLDER else "a file ending in .safetensors"
         raise InputError(f"{printable(path)}: the format {format} is {what}: choose another name.")
+    if state.kind not in dialect.KINDS:
+        able = [name for name in DIALECTS.names() if state.kind in DIALECTS.module(name).KINDS]
+        raise InputError(
+            f"the format {format} cannot carry an adapter of the kind {printable(state.kind)}: its readers would drop "
+            f"a part or make another adapter of it. Write {' or '.join(able) or 'no file'}, or merge it into its base."
+        )
     entries = {**adapter_metadata(state, family, name=path.stem), **(metadata or {})}
     tensors, entries = dialect.write(state, family, entries)
     tensors = _cast(tensors, dtype)
     if dialect.FOLDER:
-        _write_folder(path, tensors, entries)
-    else:
-        write_bytes(path, safetensors_bytes(tensors, {**entries, "sshs_model_hash": data_hash(tensors)}))
+        _write_folder(path, dialect, tensors, entries)
+        return
+    weights = data_hash(tensors)
+    entries |= {"sshs_model_hash": weights, "modelspec.hash_sha256": f"0x{weights}"}
+    entries |= {DIGEST: sealed(dialect, tensors, entries)}
+    write_bytes(path, safetensors_bytes(tensors, entries))
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -92,32 +95,20 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return cast
 
 
-def _write_folder(path: Path, tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> None:
+def _write_folder(path: Path, dialect: ModuleType, tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> None:
     if path.exists():
         raise InputError(f"{printable(path)} exists already: choose another name, or remove it.")
     configs = {name: text for name, text in entries.items() if name.endswith(f"/{CONFIG}")}
     common = {name: text for name, text in entries.items() if name not in configs}
     with folder_aside(path) as aside:
         for name, text in configs.items():
-            component = name.removesuffix(f"/{CONFIG}")
-            own = {k.removeprefix(f"{component}/"): t for k, t in tensors.items() if k.startswith(f"{component}/")}
-            (aside / component).mkdir()
-            (aside / component / CONFIG).write_text(text)
-            (aside / component / WEIGHTS).write_bytes(safetensors_bytes(own, common))
-
-
-def data_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of a file's bytes after its header, kohya's `sshs_model_hash`: the same whatever the metadata says."""
-    return hashlib.sha256(split_safetensors(tensors)[1]).hexdigest()
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, or of the names and digests of a folder's files."""
-    if path.is_file():
-        return sha256_file(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+            prefix = name.removesuffix(CONFIG)
+            own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            seal = {DIGEST: sealed(dialect, own, entries, prefix=prefix)}
+            own = {key.removeprefix(prefix): tensor for key, tensor in own.items()}
+            (aside / prefix).mkdir()
+            (aside / name).write_text(text)
+            (aside / prefix / WEIGHTS).write_bytes(safetensors_bytes(own, {**common, **seal}))
 
 
 def read_adapter(path: Path | str, *, family: Names, assume_alpha: float | None = None) -> AdapterState:
@@ -132,6 +123,9 @@ def read_adapter(path: Path | str, *, family: Names, assume_alpha: float | None 
 def interpret(file: AdapterFile, *, family: Names, assume_alpha: float | None = None) -> AdapterState:
     """What `file` means for `family`; see `read_adapter`."""
     with _named(file.path):
+        other = other_kind(file.tensors)
+        if other:
+            raise InputError(other)
         state: AdapterState = file.dialect.read(file.tensors, file.metadata, family, assume_alpha=assume_alpha)
         return state
 
@@ -145,67 +139,51 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError([f"{printable(path)}: {problem}" for problem in error.problems]) from None
 
 
-def read_file(path: Path) -> AdapterFile:
-    """The tensors and metadata at `path`, and their dialect."""
+def read_file(path: Path, *, accept_changed: bool = False) -> AdapterFile:
+    """The tensors and metadata at `path`, and their dialect.
+
+    Raises InputError where it is none, and, unless `accept_changed`, where it is not as its digest says.
+    """
     path = Path(path)
-    if path.is_dir():
-        tensors, metadata = _read_folder(path)
-    else:
-        tensors, metadata = _read_tensors(path)
-        config = path.with_name(CONFIG)
-        if any(key.startswith("base_model.model.") for key in tensors) and config.is_file():
-            metadata = {**metadata, CONFIG: _read_text(config)}
-    for name in DIALECTS.names():
-        if DIALECTS.module(name).recognises(tensors, metadata):
-            kinds = Counter({t.dtype: 0 for t in tensors.values() if t.ndim})
-            kinds.update(t.dtype for t in tensors.values() if t.ndim)
-            dtype = kinds.most_common(1)[0][0] if kinds else torch.float32
-            return AdapterFile(path, name, dtype, tensors, metadata)
-    some = ", ".join(printable(key) for key in sorted(tensors)[:3]) or "none"
-    raise InputError(
-        f"{printable(path)} is no LoRA file of a known format ({', '.join(DIALECTS.names())}); its keys are: {some} …"
-    )
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix.lower() in _PICKLES:
+    tensors, metadata = open_adapter(path)
+    kinds = Counter(DTYPE_OF[entry["dtype"]] for entry in tensors.headers.values() if entry["shape"])
+    dtype = kinds.most_common(1)[0][0] if kinds else torch.float32
+    with _named(path):
+        for name in DIALECTS.names():
+            if DIALECTS.module(name).recognises(tensors, metadata):
+                file = AdapterFile(path, name, dtype, tensors, metadata)
+                if not accept_changed and not all(found == said for found, said in digests(file).values()):
+                    raise InputError(
+                        f"its weights or alphas are not those that were written ({DIGEST} differs): it is damaged, or "
+                        "another program changed it. To take it as it is: `lorakit convert --accept-changed`."
+                    )
+                return file
+        other = other_kind(tensors)
+        if other:
+            raise InputError(other)
+        some = ", ".join(printable(key)[:80] for key in sorted(tensors)[:3]) or "none"
         raise InputError(
-            f"{printable(path)} is a pickle, which can run code when it is opened: lorakit reads safetensors only. "
-            "Convert it with a program that you trust, or ask for a .safetensors file."
+            f"it is no LoRA file of a known format ({', '.join(DIALECTS.names())}); its keys are: {some} …"
         )
-    if not path.is_file():
-        raise InputError(f"{printable(path)}: there is no such adapter file.")
-    try:
-        with storage_errors(path), safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError:
-        raise InputError(f"{printable(path)} is no whole safetensors file: it is damaged or cut off.") from None
 
 
-def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A peft folder of one component, or a folder of such folders."""
-    alone = (path / CONFIG).is_file() or (path / WEIGHTS).is_file()
-    parts = [path] if alone else sorted(p for p in path.iterdir() if (p / WEIGHTS).is_file() or (p / CONFIG).is_file())
-    if not parts:
-        pickled = " (it holds a pickle, which is not read)" if any(path.rglob("adapter_model.bin")) else ""
-        raise InputError(f"{printable(path)} is no peft folder: there is no {WEIGHTS} in it or below it{pickled}.")
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for part in parts:
-        start = "" if alone else f"{part.name}/"
-        own, entries = _read_tensors(part / WEIGHTS)
-        tensors |= {f"{start}{key}": tensor for key, tensor in own.items()}
-        metadata |= entries
-        if (part / CONFIG).is_file():
-            metadata[f"{start}{CONFIG}"] = _read_text(part / CONFIG)
-    return tensors, metadata
+def digests(file: AdapterFile) -> dict[str, tuple[str, str]]:
+    """(digest, digest that it says it has), for each file in it that says one, by the beginning of its keys."""
+    found = {}
+    for entry, said in file.metadata.items():
+        if entry.rpartition("/")[2] == DIGEST:
+            prefix = entry.removesuffix(DIGEST)
+            own = {key: tensor for key, tensor in file.tensors.items() if key.startswith(prefix)}
+            found[prefix] = (sealed(file.dialect, own, file.metadata, prefix=prefix), said)
+    return found
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with storage_errors(path):
-            return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{printable(path)} is no text in UTF-8: the file is damaged.") from None
+def sealed(dialect: ModuleType, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, prefix: str = "") -> str:
+    """Our digest of a file with these tensors, whose keys here begin with `prefix` and there do not."""
+    alphas = {}
+    for key, tensor in tensors.items():
+        base, ending = split_key(key, dialect.ENDINGS)
+        if ending == FIRST:
+            rank = tensor.shape[0] if tensor.ndim else 0
+            alphas[base.removeprefix(prefix)] = stored_alpha(dialect, base, rank, tensors, metadata)
+    return adapter_digest({key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, alphas)

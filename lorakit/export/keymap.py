@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lorakit.adapters.state import AdapterState, adaptable_layers, check_state, factor_shapes, shortened
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
+from lorakit.export.alphas import stored_alpha
 from lorakit.families.protocol import Names
 
 FIRST, SECOND, ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
@@ -63,8 +64,8 @@ def family_layers(family: Names) -> dict[str, dict[str, nn.Module]]:
     return {name: adaptable_layers(family.components[name]) for name in (family.backbone, *family.text_encoders)}
 
 
-def foreign_tensors(state: AdapterState, keymap: KeyMap) -> dict[str, Tensor]:
-    """The tensors of `state` under the dialect's names, alphas among them where it has a name for them.
+def foreign_tensors(state: AdapterState, keymap: KeyMap, *, alphas: bool) -> dict[str, Tensor]:
+    """The tensors of `state` under the dialect's names, and where it keeps them so, its alphas.
 
     Raises InputError for a layer that the family does not have.
     """
@@ -72,9 +73,8 @@ def foreign_tensors(state: AdapterState, keymap: KeyMap) -> dict[str, Tensor]:
     if strangers:
         raise InputError(shortened([f"{printable(name)}: the model has no such layer." for name in strangers]))
     tensors = {keymap.to_foreign(name): tensor for name, tensor in state.tensors.items()}
-    if ALPHA in keymap.endings:
-        for layer, alpha in state.alphas.items():
-            tensors[keymap.to_foreign(f"{layer}.{ALPHA}")] = torch.tensor(alpha, dtype=torch.float32)
+    for layer, alpha in state.alphas.items() if alphas else ():
+        tensors[keymap.to_foreign(f"{layer}.{ALPHA}")] = torch.tensor(alpha, dtype=torch.float32)
     return tensors
 
 
@@ -86,51 +86,75 @@ def read_pairs(
     *,
     assume_alpha: float | None,
 ) -> AdapterState:
-    """The state that a file of `dialect` holds, for the layers of `family`.
+    """The state that a file of `dialect` holds, for the layers of `family`: every key has its place in it.
 
     `assume_alpha` stands for what the file does not say. Raises InputError with every key that has no place, half of a
-    pair, wrong shape, value that is not finite, and layer without alpha.
+    pair, wrong shape, value that is not finite, and layer without alpha or with two.
     """
     keymap, layers = dialect.keymap(family), family_layers(family)
-    ours: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    problems, without = [], []
+    keys: dict[str, str] = {}
+    problems = []
     for key in sorted(tensors):
-        base, ending = split_key(key, keymap.endings)
         name = keymap.from_foreign(key)
         if name is None:
             problems.append(f"{printable(key)} has no place in a model of the family {family.name}.")
-            continue
+        elif name in keys:
+            problems.append(f"{printable(key)} and {printable(keys[name])} are the same layer's: keep one of them.")
+        else:
+            keys[name] = key
+    if tensors and len(problems) == len(tensors):
+        problems.insert(0, f"none of its {len(tensors)} keys fits: it was made for another family of models.")
+    ours: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    without = []
+    for name, key in keys.items():
+        base, ending = split_key(key, keymap.endings)
         layer = name.removesuffix(f".{ending}")
-        if name in ours or (ending == ALPHA and f"{base}.{keymap.endings[FIRST]}" not in tensors):
-            problems.append(f"{printable(key)} is given twice, or is an alpha without matrices.")
-        elif ending != ALPHA:
-            ours[name] = tensors[key].float()
+        if ending == ALPHA:
+            if f"{layer}.{FIRST}" not in keys:
+                problems.append(f"{printable(key)} is an alpha without matrices: the file is damaged.")
+            continue
+        tensor, first = tensors[key], keys.get(f"{layer}.{FIRST}")
+        rank = _rank(tensor if first == key or first is None else tensors[first])
+        if not rank or not tensor.is_floating_point():
+            problems.append(f"{printable(key)} is {_told(tensor)}, which is no matrix of a LoRA.")
+            continue
+        component, _, path = layer.partition(".")
+        shapes = factor_shapes(layers[component][path], rank)
+        ours[name] = _respelled(tensor.float(), shapes[0] if ending == FIRST else shapes[1])
         if ending == FIRST:
-            alpha = dialect.stored_alpha(base, _rank(tensors[key]), tensors, metadata)
+            try:
+                alpha = stored_alpha(dialect, base, rank, tensors, metadata, layer=layer)
+            except InputError as error:
+                problems += error.problems
+                continue
             if alpha is None and assume_alpha is None:
                 without.append(base)
             alphas[layer] = float(alpha if alpha is not None else assume_alpha or 0.0)
     if without:
+        noted = metadata.get("ss_network_alpha", "None")
+        note = "" if noted == "None" else f"; a note in it says {printable(noted)[:20]}"
         problems.append(
             f"{len(without)} of {len(alphas)} layers have no alpha (the first is {printable(without[0])}), which says "
-            "how strong the adapter is: give it with --assume-alpha (programs that ignore this take the rank)."
+            f"how strong the adapter is: give it with --assume-alpha (programs that ignore this take the rank{note})."
         )
-    if problems:
-        raise InputError(shortened(problems))
-    for name in ours:
-        layer, _, ending = name.rpartition(".lora_")
-        component, _, path = layer.partition(".")
-        rank = _rank(ours[f"{layer}.{FIRST}"]) if layer in alphas else 0
-        shapes = factor_shapes(layers[component][path], rank)
-        ours[name] = _respelled(ours[name], shapes[0] if ending.startswith("A") else shapes[1])
     state = AdapterState("lora", ours, alphas)
-    check_state(state, layers)
+    try:
+        check_state(state, layers)
+    except InputError as error:
+        # what is wrong already would be told twice
+        problems += [] if problems else error.problems
+    if problems:
+        raise InputError(shortened(list(dict.fromkeys(problems))))
     return state
 
 
 def _rank(first: Tensor) -> int:
     return first.shape[0] if first.ndim else 0
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of the shape {tuple(tensor.shape)}"
 
 
 def _respelled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -46,34 +46,82 @@ def parsed(text: str, what: str) -> dict[str, Any]:
     """The JSON object in `text`; InputError where it is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InputError(f"{what} is not a JSON object: the file is damaged.")
     return value
 
 
-def alpha_from(config: Mapping[str, Any], path: str, rank: int) -> float | None:
-    """The effective alpha that `config` gives to the layer at `path`; None where it does not say.
+@functools.lru_cache(maxsize=16)
+def read_config(text: str, what: str, *, component: str = "") -> "Config":
+    """The configuration in `text`; of an object of several, that of `component`, whose keys begin with its name.
 
-    Raises InputError for a configuration whose matrices mean something else than a LoRA's (DoRA, biases), and for
-    patterns that are more than names.
+    Raises InputError for one whose matrices mean something else than a LoRA's (DoRA, biases).
     """
+    config = parsed(text, what)
+    if component:
+        start = f"{component}."
+        config = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)}
     different = [key for key in _DIFFERENT if config.get(key)]
     different += ["bias"] if config.get("bias", "none") != "none" else []
     different += ["peft_type"] if str(config.get("peft_type") or "LORA").rpartition(".")[2] != "LORA" else []
     if different:
-        raise InputError(f"its peft configuration sets {', '.join(different)}, which this version cannot load.")
-    alpha = config.get("lora_alpha")
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        name = str(pattern).lstrip("^").replace("\\.", ".")
-        if any(c in name for c in "*+?()[]{}|$\\"):
-            raise InputError(f"its peft configuration has a pattern that is no plain name: {printable(pattern)}.")
-        if path == name or path.endswith(f".{name}"):
-            alpha = value
-            break
-    if alpha is None:
-        return None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise InputError(f"its peft configuration gives {printable(path)} the alpha {printable(alpha)}, no number.")
-    return float(alpha) * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+        raise InputError(
+            f"{what} sets {', '.join(different)}, which makes another adapter of the matrices than a LoRA: fold it "
+            "into its base with peft (merge_and_unload), or train without."
+        )
+    return Config(config, what)
+
+
+class Config:
+    """Rank and alpha that a peft configuration gives to each layer; `what` names it in messages."""
+
+    def __init__(self, values: Mapping[str, Any], what: str) -> None:
+        self._what, self._rslora = what, bool(values.get("use_rslora"))
+        self._rank, self._alpha = (self._number(values.get(key), key) for key in ("r", "lora_alpha"))
+        self._ranks, self._alphas = (self._patterns(values.get(key), key) for key in ("rank_pattern", "alpha_pattern"))
+
+    def alpha(self, path: str, rank: int) -> float | None:
+        """The effective alpha of the layer at `path`, whose matrices have this rank; None where it does not say.
+
+        Raises InputError where the configuration gives it another rank: peft would scale by that one.
+        """
+        said = _matching(self._ranks, path, self._rank)
+        if said is not None and said != rank:
+            raise InputError(
+                f"{self._what} gives {printable(path)} the rank {said:g}, its matrices have {rank}: one of them is of "
+                "another adapter."
+            )
+        alpha = _matching(self._alphas, path, self._alpha)
+        return alpha if alpha is None or not self._rslora else alpha * math.sqrt(rank)
+
+    def _patterns(self, patterns: Any, key: str) -> dict[str, tuple[int, float]]:
+        """Place and number of each name in a pattern's list, of which peft takes the first that matches."""
+        if not isinstance(patterns or {}, dict):
+            raise InputError(f"{self._what} has a {key} that is no table: the file is damaged.")
+        found: dict[str, tuple[int, float]] = {}
+        for i, (pattern, value) in enumerate((patterns or {}).items()):
+            name = pattern.replace("\\.", ".")
+            if any(c in name.removeprefix("^") for c in "^*+?()[]{}|$\\"):
+                raise InputError(f"{self._what} has a pattern that is no plain name: {printable(pattern)}.")
+            number = self._number(value, f"{key} of {printable(pattern)}")
+            if number is not None:
+                found.setdefault(name, (i, number))
+        return found
+
+    def _number(self, value: Any, key: str) -> float | None:
+        try:
+            if value is None or (not isinstance(value, bool) and math.isfinite(value)):
+                return None if value is None else float(value)
+        except (TypeError, OverflowError):
+            pass
+        raise InputError(f"{self._what} gives as {key} {printable(value)[:80]}, which is no number.")
+
+
+def _matching(patterns: Mapping[str, tuple[int, float]], path: str, default: float | None) -> float | None:
+    """The number of the first pattern that names `path`, or, where it is not pinned to the whole, its end."""
+    words = path.split(".")
+    names = (f"^{path}", *(".".join(words[i:]) for i in range(len(words)))) if patterns else ()
+    found = [patterns[name] for name in names if name in patterns]
+    return min(found)[1] if found else default

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
+from lorakit.export.alphas import stored_alpha
 from lorakit.export.files import dtype_name, read_file
 from lorakit.export.keymap import FIRST, SECOND, split_key
 
@@ -66,7 +67,7 @@ def inspect_adapter(path: Path | str) -> Survey:
         if first.shape[0] != second.shape[1]:
             raise InputError(f"{printable(path)}: the matrices of {printable(base)} do not fit each other.")
         rank = first.shape[0]
-        alpha = dialect.stored_alpha(base, rank, file.tensors, file.metadata)
+        alpha = stored_alpha(dialect, base, rank, file.tensors, file.metadata)
         squared = _squared_norm(first, second) * ((rank if alpha is None else alpha) / rank) ** 2
         found.setdefault(dialect.component(base), []).append((rank, alpha, squared))
     components = {

@@ -22,7 +22,8 @@ from lorakit.core.errors import InputError, StorageError, VerificationError
 from lorakit.core.files import make_folder, printable, rename, storage_errors
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.dialects import DIALECTS
-from lorakit.export.files import digest, dtype_name, read_adapter, write_adapter
+from lorakit.export.digests import path_digest
+from lorakit.export.files import dtype_name, read_adapter, write_adapter
 from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
 from lorakit.families.protocol import Family
 
@@ -84,7 +85,7 @@ def write_verified(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     keys = len(DIALECTS.module(format).write(state, family, {})[0])
-    return ExportReport(path, format, dtype_name(dtype), len(state.layers()), keys, worst, reader, digest(path))
+    return ExportReport(path, format, dtype_name(dtype), len(state.layers()), keys, worst, reader, path_digest(path))
 
 
 @contextlib.contextmanager

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from lorakit.adapters import AdapterState
 from lorakit.adapters.state import METADATA_KEY
+from lorakit.export.alphas import ENTRY, entry_alpha
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
-from lorakit.export.peft_config import alpha_from, config_of, parsed
+from lorakit.export.peft_config import config_of
 from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
-ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
-ENTRY = "lora_adapter_metadata"
+KINDS = ("lora",)
+CONFIGURED = ENTRY
+# some programs write alphas beside; they are read, and never written: diffusers would refuse the file
+ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight", "alpha": "alpha"}
 
 
 def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
@@ -46,13 +49,8 @@ def component(base: str) -> str:
     return base.split(".", 1)[0]
 
 
-def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
-    if ENTRY not in metadata:
-        return None
-    part, _, path = base.partition(".")
-    entries = parsed(metadata[ENTRY], f"its metadata entry {ENTRY}")
-    config = {key.removeprefix(f"{part}."): value for key, value in entries.items() if key.startswith(f"{part}.")}
-    return alpha_from(config, path, rank)
+def configured_alpha(base: str, rank: int, metadata: Mapping[str, str]) -> float | None:
+    return entry_alpha(base, rank, metadata)
 
 
 def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,7 +61,7 @@ def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tu
         for key, value in config_of(state, part, anchored=part == family.backbone).items():
             entries[f"{part}.{key}"] = value
     text = json.dumps(entries, sort_keys=True)
-    return foreign_tensors(state, keymap(family)), {**metadata, "format": "pt", ENTRY: text}
+    return foreign_tensors(state, keymap(family), alphas=False), {**metadata, "format": "pt", ENTRY: text}
 
 
 def read(

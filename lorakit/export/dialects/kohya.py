@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from lorakit.adapters import AdapterState
-from lorakit.core.errors import InputError
-from lorakit.core.files import printable
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
 from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
+KINDS = ("lora",)
+CONFIGURED = None  # alphas are tensors
 ENDINGS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "alpha": "alpha"}
 
 # where there is one text encoder, programs write it in either way
@@ -42,18 +42,13 @@ def component(base: str) -> str:
     return "_".join(base.split("_")[:2])
 
 
-def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
-    alpha = tensors.get(f"{base}.alpha")
-    if alpha is None:
-        return None
-    if alpha.numel() != 1 or not alpha.isfinite().all():
-        raise InputError(f"{printable(base)}.alpha is not one finite number: the file is damaged.")
-    return float(alpha)
+def configured_alpha(base: str, rank: int, metadata: Mapping[str, str]) -> float | None:
+    return None
 
 
 def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
-    return foreign_tensors(state, keymap(family)), dict(metadata)
+    return foreign_tensors(state, keymap(family), alphas=True), dict(metadata)
 
 
 def read(

@@ -1,5 +1,6 @@
 """lorakit's own form, in which checkpoints are kept: AdapterState's names, alphas as one entry of the metadata."""
 
+import functools
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -12,6 +13,8 @@ from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "lorakit"
+KINDS = ("lora",)
+CONFIGURED = METADATA_KEY
 ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
 
 
@@ -28,13 +31,18 @@ def component(base: str) -> str:
     return base.split(".", 1)[0]
 
 
-def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
-    return state_from({}, metadata).alphas.get(base)
+def configured_alpha(base: str, rank: int, metadata: Mapping[str, str]) -> float | None:
+    return _alphas(metadata[METADATA_KEY]).get(base)
+
+
+@functools.lru_cache(maxsize=2)
+def _alphas(entry: str) -> dict[str, float]:
+    return state_from({}, {METADATA_KEY: entry}).alphas
 
 
 def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
-    return foreign_tensors(state, keymap(family)), {**metadata, **state_metadata(state)}
+    return foreign_tensors(state, keymap(family), alphas=False), {**metadata, **state_metadata(state)}
 
 
 def read(

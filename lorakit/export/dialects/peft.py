@@ -13,13 +13,14 @@ from torch import Tensor
 
 from lorakit.adapters import AdapterState
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
-from lorakit.export.peft_config import alpha_from, config_of, parsed
+from lorakit.export.peft_config import config_of, read_config
 from lorakit.families.protocol import Names
 
 FOLDER = True
 READER = "peft"
+KINDS = ("lora",)
 ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
-CONFIG = "adapter_config.json"
+CONFIGURED = CONFIG = "adapter_config.json"
 INNER = "base_model.model."
 
 
@@ -42,12 +43,12 @@ def component(base: str) -> str:
     return base.partition("/")[0] if "/" in base else ""
 
 
-def stored_alpha(base: str, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> float | None:
+def configured_alpha(base: str, rank: int, metadata: Mapping[str, str]) -> float | None:
     folder, slash, name = base.rpartition("/")
     entry = f"{folder}{slash}{CONFIG}"
     if entry not in metadata:
         return None
-    return alpha_from(parsed(metadata[entry], entry), name.removeprefix(INNER), rank)
+    return read_config(metadata[entry], entry).alpha(name.removeprefix(INNER), rank)
 
 
 def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -57,7 +58,7 @@ def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tu
         config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True}
         text = json.dumps({**config, "bias": "none", **config_of(state, part)}, indent=2, sort_keys=True)
         configs[f"{part}/{CONFIG}"] = text + "\n"
-    return foreign_tensors(state, keymap(family)), {**metadata, "format": "pt", **configs}
+    return foreign_tensors(state, keymap(family), alphas=False), {**metadata, "format": "pt", **configs}
 
 
 def read(
