@@ -14,7 +14,7 @@ from typing import Any
 from lorakit.adapters import ADAPTERS
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.core.settings import Settings, did_you_mean, validate
+from lorakit.core.settings import Settings, did_you_mean, is_neutral, validate
 from lorakit.data.dataset import DataSettings
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.dialects import DIALECTS
@@ -216,6 +216,19 @@ def known_keys(values: Mapping[str, Any]) -> list[str]:
     """The dotted keys of all settings in a recipe's dictionary, and of the tables that they stand in."""
     keys = [key.split(".") for key in flat(values)]
     return sorted({".".join(parts[: i + 1]) for parts in keys for i in range(len(parts))})
+
+
+def neutral_keys(recipe: Recipe) -> set[str]:
+    """The dotted keys of the settings in `recipe` that change no number of a training."""
+    return {key for key in flat(recipe.to_dict()) if _is_neutral(recipe, key.split("."))}
+
+
+def _is_neutral(node: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if isinstance(node, Settings) and is_neutral(type(node), part):
+            return True
+        node = node[int(part)] if isinstance(node, (list, tuple)) else getattr(node, part)
+    return False
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

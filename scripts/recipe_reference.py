@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from lorakit.core.settings import is_neutral
 from lorakit.recipe import CHOSEN, FIXED
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,8 @@ HEAD = """# Every setting of a recipe
 
 Made by `scripts/recipe_reference.py` from the settings classes; a test holds it to them. A recipe is a
 TOML file; what is left out has the default shown. On the command line the same names: `run.steps=500`,
-`data.sources.0.path=photos`.
+`data.sources.0.path=photos`. *Neutral* settings change no number of the training, and a resumed run may have them
+otherwise; `tests/test_options.py` tries each.
 """
 
 
@@ -50,6 +52,7 @@ def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str
             label = f"{key}.{name}" + (f" (kind = {_kind(model)})" if len(nested) > 1 else "")
             inner[f"[[{label}]]" if many else f"[{label}]"] = model
         what = " ".join((field.description or "").split()).replace("|", "\\|")
+        what += " *Neutral.*" if is_neutral(settings, name) else ""
         value = "table" if nested and not many else "tables" if nested else _type(field.annotation)
         yield f"| `{name}` | {value} | {_default(field, nested)} | {what} |"
     yield ""

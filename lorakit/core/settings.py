@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,16 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+
+Neutral = Annotated[T, "neutral"]
+"""The type of a field that changes no number of a training, so that a resumed run may have it otherwise. All other
+fields are numeric: each changes a number. A test walks all of both (`tests/test_options.py`)."""
+
+
+def is_neutral(settings: type[BaseModel], field: str) -> bool:
+    """Whether the field changes no number of a training."""
+    return "neutral" in settings.model_fields[field].metadata
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

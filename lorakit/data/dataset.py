@@ -17,7 +17,7 @@ from pydantic import Field
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.core.settings import Settings
+from lorakit.core.settings import Neutral, Settings
 from lorakit.core.types import Example, Place
 from lorakit.data.buckets import Bucket, BucketSettings, bucket_ids, make_buckets, size_problem
 from lorakit.data.cache import default_folder, latent_key, refuse_within
@@ -47,7 +47,7 @@ class DataSettings(Settings):
     validation: float = Field(default=0.0, ge=0.0, lt=1.0, allow_inf_nan=False)
     """Share of the training sources' pictures that is put aside for validation."""
 
-    cache: str | None = None
+    cache: Neutral[str | None] = None
     """Where encoded pictures and captions are kept for other runs; absent: lorakit/data in the user's cache folder."""
 
     cache_latents: bool = True
@@ -59,10 +59,10 @@ class DataSettings(Settings):
     weighted_tags: bool = False
     """Whether "(tag:1.3)" in captions means emphasis, as in A1111, and not these characters."""
 
-    workers: int = Field(default=0, ge=0, le=256)
+    workers: Neutral[int] = Field(default=0, ge=0, le=256)
     """Processes that read pictures and cache and draw noise ahead of the training; the numbers are the same for any."""
 
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: Neutral[Literal["error", "skip"]] = "error"
     """What a picture that cannot be decoded or is too small leads to: all are named, then it ends or goes on without
     them. Missing, doubled or unreadable captions, links out of a source and the like are errors in any case."""
 

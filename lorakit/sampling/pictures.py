@@ -9,23 +9,23 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from lorakit.core import settings as core_settings
+from lorakit.core.settings import Neutral, Settings
 
 
-class SampleSettings(core_settings.Settings):
-    prompts: list[str] = []
+class SampleSettings(Settings):
+    prompts: Neutral[list[str]] = []
     """What to draw during training."""
-    negative_prompt: str = ""
+    negative_prompt: Neutral[str] = ""
     """What the guidance leads away from."""
-    steps: int = Field(20, gt=0)
+    steps: Neutral[int] = Field(20, gt=0)
     """Denoising steps a picture."""
-    guidance: float = Field(5.0, ge=0)
+    guidance: Neutral[float] = Field(5.0, ge=0)
     """Scale of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1: off."""
-    seed: int = Field(0, ge=0)
+    seed: Neutral[int] = Field(0, ge=0)
     """Seed of the first prompt; each further one takes the next."""
-    width: int | None = Field(None, gt=0)
+    width: Neutral[int | None] = Field(None, gt=0)
     """Pixels; the model's own size where not given."""
-    height: int | None = Field(None, gt=0)
+    height: Neutral[int | None] = Field(None, gt=0)
     """Pixels; the model's own size where not given."""
 
 

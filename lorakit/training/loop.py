@@ -19,6 +19,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.errors import DivergedError, InterruptedRun
 from lorakit.core.files import printable
 from lorakit.core.processes import rank
+from lorakit.core.settings import Neutral
 from lorakit.data.loader import StepPlan
 from lorakit.optimizers.state import adapted_rate
 from lorakit.training.interrupt import Interrupt, decided
@@ -30,7 +31,7 @@ MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
 
 class RunSettings(core_settings.Settings):
-    output: str = Field(min_length=1)
+    output: Neutral[str] = Field(min_length=1)
     """Folder of the run, which must not hold one already. Left out: runs/ and the recipe's name, where you are."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps to train for; 1000 where neither this nor `epochs` is given."""
@@ -44,22 +45,22 @@ class RunSettings(core_settings.Settings):
     """What all randomness of the run follows from."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Neutral[bool] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
-    save_every: int = Field(500, ge=0)
+    save_every: Neutral[int] = Field(500, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
-    keep_last: int = Field(3, ge=0)
+    keep_last: Neutral[int] = Field(3, ge=0)
     """The newest checkpoints, so many, are kept; 0: all."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: Neutral[int] = Field(0, ge=0)
     """Checkpoints of steps that are multiples of this are kept too; 0: none."""
-    keep_best: int = Field(0, ge=0)
+    keep_best: Neutral[int] = Field(0, ge=0)
     """So many checkpoints with the lowest validation loss are kept too; needs pictures for validation, or
     `validate_training`."""
-    sample_every: int = Field(0, ge=0)
+    sample_every: Neutral[int] = Field(0, ge=0)
     """Optimizer steps between sample pictures; 0: none."""
-    validate_every: int = Field(100, ge=0)
+    validate_every: Neutral[int] = Field(100, ge=0)
     """Optimizer steps between measurements on the pictures put aside for validation, if there are any; 0: none."""
-    validate_training: int | None = Field(None, ge=0)
+    validate_training: Neutral[int | None] = Field(None, ge=0)
     """Training pictures, always the same, that are measured beside them: what these lose and those do not shows what is
     learned by heart. Where none are put aside their loss is the validation loss, which shows over-fitting less. Left
     out: as many as are put aside; 0: none."""
@@ -67,11 +68,11 @@ class RunSettings(core_settings.Settings):
     """Number format of the adapter that is handed out."""
     ema: EmaSettings | None = None
     """A moving average of the adapter's weights beside those that are trained. Left out: none."""
-    deterministic: bool = False
+    deterministic: Neutral[bool] = False
     """On a GPU, use only operations that give the same bits every time, at some cost; the CPU's always do."""
     format: str | None = None
     """Dialect of RUN/adapter.safetensors; the one that most programs read for the family where not given."""
-    trackers: list[Literal["wandb", "tensorboard"]] = []
+    trackers: Neutral[list[Literal["wandb", "tensorboard"]]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""
 
     @model_validator(mode="after")

@@ -18,29 +18,13 @@ from lorakit.core.settings import did_you_mean
 from lorakit.data.dataset import Dataset
 from lorakit.data.marks import changes
 from lorakit.optimizers.schedules import depends_on_total
-from lorakit.recipe import Recipe, apply_override, build, changed_keys, flat, known_keys
+from lorakit.recipe import Recipe, apply_override, build, changed_keys, flat, known_keys, neutral_keys
 from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
 
 log = logging.getLogger("lorakit")
 
 EXAMPLES = "examples.jsonl"  # what the data were, in the run's folder
-
-# what a resumed run may change and still train on the same numbers
-HARMLESS = (
-    "run.output",
-    "run.save_every",
-    "run.keep_last",
-    "run.keep_every",
-    "run.keep_best",
-    "run.sample_every",
-    "run.validate_every",
-    "run.validate_training",
-    "run.trackers",
-    "sample.",
-    "data.workers",
-    "data.cache",
-)
 
 
 def recipe_of(run: Path, *, overrides: Sequence[str], allow: Sequence[str]) -> Recipe:
@@ -61,19 +45,20 @@ def recipe_of(run: Path, *, overrides: Sequence[str], allow: Sequence[str]) -> R
     values["run"]["output"] = str(run)  # the folder may have been moved
     recipe = build(values)
     # both with the defaults of today: a setting that did not exist when the run began has not been changed
-    before, after = build(written).to_dict(), recipe.to_dict()
+    started = build(written)
+    before, after = started.to_dict(), recipe.to_dict()
     known = [*known_keys(before), *known_keys(after)]
     problems = [
         f"--allow-change {printable(key)}: there is no such setting.{did_you_mean(key, known)}"
         for key in allow
         if key not in known
     ]
-    changed = changed_keys(before, after)
+    changed, neutral = changed_keys(before, after), neutral_keys(recipe) | neutral_keys(started)
     problems += [
         f"{key} differs from the run's: a resumed run goes on with its own recipe. Leave it as it is, "
         f"or say --allow-change {key}."
         for key in changed
-        if not _may_change(key, allow)
+        if key not in neutral and not _allowed(key, allow)
     ]
     if problems:
         raise InputError(problems)
@@ -114,8 +99,8 @@ def with_global_batch(recipe: Recipe, found: Checkpoint) -> Recipe:
 
 def binding(recipe: Recipe) -> dict[str, str]:
     """The settings that a run's numbers follow from, as JSON by their keys; the global batch is kept on its own."""
-    settings = flat(recipe.to_dict(paths=False))
-    return {key: value for key, value in settings.items() if not _may_change(key, ["run.accumulate"])}
+    settings, neutral = flat(recipe.to_dict(paths=False)), neutral_keys(recipe)
+    return {key: value for key, value in settings.items() if key not in neutral and key != "run.accumulate"}
 
 
 def refuse_other_run(recipe: Recipe, found: Checkpoint, *, allow: Sequence[str]) -> None:
@@ -129,14 +114,14 @@ def refuse_other_run(recipe: Recipe, found: Checkpoint, *, allow: Sequence[str])
         f"--allow-change {key}."
         # what a version has added or dropped was not changed by anybody
         for key in sorted(before.keys() & after.keys())
-        if before[key] != after[key] and not _may_change(key, allow)
+        if before[key] != after[key] and not _allowed(key, allow)
     ]
     if problems:
         raise InputError(problems)
 
 
-def _may_change(key: str, allow: Sequence[str]) -> bool:
-    return key.startswith(HARMLESS) or any(key == a or key.startswith(f"{a}.") for a in allow)
+def _allowed(key: str, allow: Sequence[str]) -> bool:
+    return any(key == a or key.startswith(f"{a}.") for a in allow)
 
 
 def refuse_other_data(data: Dataset, found: Checkpoint, output: Path) -> None:

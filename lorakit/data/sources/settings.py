@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from lorakit.core.settings import Neutral
 from lorakit.data.captions import CaptionSettings
 from lorakit.data.cut import PictureSettings
 from lorakit.data.sources.sidecars import captions_of
@@ -41,7 +42,7 @@ class SourceSettings(CaptionSettings, PictureSettings):
     default_caption: str | None = None
     """The caption of pictures that have none of their own."""
 
-    allow_missing_captions: bool = False
+    allow_missing_captions: Neutral[bool] = False
     """Whether pictures without a caption may be trained on (with the trigger alone, if there is one)."""
 
     mask_path: str | None = None
@@ -64,7 +65,7 @@ class SourceSettings(CaptionSettings, PictureSettings):
     """The column, or the key in metadata.jsonl and metadata.csv, that holds the captions; absent: text, caption or
     prompt."""
 
-    streaming: bool = False
+    streaming: Neutral[bool] = False
     """Whether a dataset's rows are read as they come and kept in the cache, not downloaded and converted first."""
 
     @field_validator("repeats", "samples_per_epoch", "start_step", "end_step")
