@@ -13,7 +13,7 @@ from lorakit.core.settings import Settings, validate
 from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
-FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders", "emphasis"}))
+FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders", "emphasis", "clip", "vae", "sgm"}))
 
 
 def load(name: str, path: str, **settings: Any) -> Family:

@@ -4,8 +4,6 @@ Every number (VAE factor, scaling, prediction type, token limit) is read from th
 """
 
 import functools
-import json
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import emphasis, folders
+from lorakit.families import clip, emphasis, folders, sgm, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -38,43 +36,29 @@ class Settings(core_settings.Settings):
     """A diffusers folder, a hub name, or "embedded" for the small base that ships with lorakit."""
 
 
-def _vae_factor(folder: Path) -> int:
-    return 2 ** (len(folders.read_config(folder, "vae")["block_out_channels"]) - 1)
-
-
-def _drawing_multiple(factor: int) -> int:
-    return math.lcm(factor, 8)  # the stock pipeline asks for 8, whatever the VAE is
-
-
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
     folder = folders.resolve(settings.path, weights=False)
     on_hub = not Path(settings.path).is_dir() and settings.path != "embedded"
     folders.check(folder, PARTS, pipelines=PIPELINES, weights=not on_hub)
-    factor = _vae_factor(folder)
+    factor = vae.factor(folder)
     channels = folders.read_config(folder, "vae")["latent_channels"]
-    tokenizer = _tokenizer(folder)
+    tokenizer = clip.load_tokenizer(folder / "tokenizer")
     return Description(
         side_multiple=factor,
-        drawing_multiple=_drawing_multiple(factor),
+        drawing_multiple=vae.drawing_multiple(factor),
         resolution=factor * folders.read_config(folder, "unet")["sample_size"],
         token_limit=tokenizer.model_max_length,
         process=GaussianDiffusion.from_scheduler_config(
             folders.read_config(folder, "scheduler", "scheduler_config.json")
         ),
-        count_tokens=lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids),
+        count_tokens=functools.partial(clip.count_tokens, tokenizer),
         backbone=StableDiffusion.backbone,
         default_targets=StableDiffusion.default_targets,
         weight_shapes=lambda component: folders.weight_shapes(folder / component),
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
         text_size=tokenizer.model_max_length * folders.read_config(folder, "text_encoder")["hidden_size"],
     )
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
 def load(settings: Settings) -> "StableDiffusion":
@@ -107,10 +91,7 @@ class Names:
         self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
 
     def original_name(self, component: str, path: str) -> str:
-        """transformers 5.6 dropped `text_model.` from CLIPTextModel's names; every published adapter has it."""
-        if component == "text_encoder" and not path.startswith("text_model."):
-            return f"text_model.{path}"
-        return path
+        return clip.published_name(path) if component == "text_encoder" else path
 
 
 class StableDiffusion(Names):
@@ -118,7 +99,7 @@ class StableDiffusion(Names):
 
     default_targets = {
         "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-        "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        "text_encoder": clip.TARGETS,
     }
     default_format = "kohya"
     pipelines = {
@@ -128,21 +109,21 @@ class StableDiffusion(Names):
     }
 
     def __init__(self, path: Path) -> None:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
         quiet_libraries()
         self.path = path
         self.dtype = dtype = torch.float32
         self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)
-        self.vae = AutoencoderKL.from_pretrained(path / "vae", dtype=dtype, use_safetensors=True)
+        self.vae = vae.load(path)
         self.text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, use_safetensors=True)
-        self.tokenizer = _tokenizer(path)
+        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
         self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
         self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
         super().__init__({"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder})
-        self.side_multiple = _vae_factor(path)
-        self.drawing_multiple = _drawing_multiple(self.side_multiple)
+        self.side_multiple = vae.factor(path)
+        self.drawing_multiple = vae.drawing_multiple(self.side_multiple)
         self.token_limit = self.tokenizer.model_max_length
         for module in self.components.values():
             module.requires_grad_(False).eval()
@@ -150,27 +131,18 @@ class StableDiffusion(Names):
     def to(self, device: Any, dtype: Any) -> None:
         self.dtype = dtype
         for name, module in self.components.items():
-            # the VAE stays in fp32: it overflows in fp16 and costs little
             module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, scaled: (B, C, H/f, W/f)."""
-        mean = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean
-        return mean * self.vae.config.scaling_factor
+        return vae.encode(self.vae, pixels)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.vae.config.latent_channels, height // self.side_multiple, width // self.side_multiple
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
-        if weighted:
-            ids, present, weights = emphasis.weighted_tokens(self.tokenizer, captions, limit=self.token_limit)
-        else:
-            tokens = self.tokenizer(
-                list(captions), padding="max_length", truncation=True, max_length=self.token_limit, return_tensors="pt"
-            )
-            ids, present, weights = tokens.input_ids, tokens.attention_mask, None
+        ids, present, weights = clip.tokens(self.tokenizer, captions, weighted=weighted)
         device = self.text_encoder.device
         mask = present.to(device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         states = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
@@ -220,21 +192,17 @@ class StableDiffusion(Names):
     def recognises(self, keys: Iterable[str]) -> bool:
         keys = list(keys)
         starts = (*self.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
-        return bool(keys) and all(k.startswith(starts) for k in keys) and not any("lora_te2_" in k for k in keys)
+        return bool(keys) and all(k.startswith(starts) for k in keys) and not sgm.is_xl(keys)
 
 
 @functools.cache
 def tiny() -> StableDiffusion:
     """A random instance that runs in milliseconds: VAE factor 4, 16 tokens, folder under the system's temporary one."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     folder = Path(tempfile.mkdtemp(prefix="lorakit-tiny-sd-"))
-    letters = [chr(c) for c in range(33, 127)]
-    entries = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = clip.tiny_tokenizer(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
@@ -247,30 +215,10 @@ def tiny() -> StableDiffusion:
             attention_head_dim=2,
             cross_attention_dim=24,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            norm_num_groups=4,
-            sample_size=32,
-            scaling_factor=0.7,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(entries),
-                hidden_size=24,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=len(entries) - 2,
-                eos_token_id=len(entries) - 1,
-                pad_token_id=len(entries) - 1,
-            )
-        )
+        autoencoder = vae.tiny()
+        text_encoder = CLIPTextModel(clip.tiny_config(tokenizer))
     StableDiffusionPipeline(
-        vae=vae,
+        vae=autoencoder,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,

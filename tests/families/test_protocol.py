@@ -1,13 +1,23 @@
 """What every registered family keeps, on its own tiny instance."""
 
+import inspect
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from lorakit import families
-from lorakit.adapters import ADAPTERS, adapter_state
+from lorakit.adapters import ADAPTERS, adapter_state, trainable_parameters
+from lorakit.adapters.state import adapters_disabled
 from lorakit.core.errors import InputError
+from lorakit.data.cache import fill_text, text_key
+from lorakit.data.shards import Cache
+from lorakit.export.verify import write_verified
 
 NAMES = families.FAMILIES.names()
+CAPTIONS = ["a red circle", ""]
 
 
 @pytest.fixture(params=NAMES)
@@ -16,10 +26,27 @@ def family(request: pytest.FixtureRequest) -> families.Family:
     return module.load(module.Settings(path=str(module.tiny().path)))  # type: ignore[no-any-return]
 
 
+def adapt(family: families.Family) -> dict[str, torch.nn.Module]:
+    """Puts a fresh adapter on the default targets of all that may carry one."""
+    parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
+    for name, module in parts.items():
+        settings = ADAPTERS.module("lora").Settings(rank=2)
+        ADAPTERS.module("lora").inject(module, settings, targets=family.default_targets[name], seed=0)
+    return parts
+
+
+def noisy(family: families.Family, count: int = 2) -> tuple[Tensor, Tensor]:
+    side = 8 * family.side_multiple
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(count, *family.latent_shape(side, side), generator=generator)
+    return x_t, torch.linspace(1, family.process.timesteps - 1, count).long()
+
+
 def test_pictures_become_latents_that_the_backbone_takes(family: families.Family) -> None:
     side = family.side_multiple
     latents = family.encode_images(torch.rand(2, 3, side * 4, side * 6) * 2 - 1)
     assert latents.shape[0] == 2 and latents.shape[-2:] == (4, 6)
+    assert latents.shape[1:] == family.latent_shape(side * 6, side * 4)
     assert not latents.requires_grad
     text = family.encode_text(["a", "b"])
     t = torch.tensor([0, family.process.timesteps - 1])
@@ -32,28 +59,164 @@ def test_everything_is_frozen_and_in_eval_mode(family: families.Family) -> None:
         assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_the_stock_pipeline_gives_the_same_conditioning_and_the_same_prediction(family: families.Family) -> None:
+def recorded(backbone: torch.nn.Module, call: Any) -> dict[str, Any]:
+    """The arguments of the first call that `call()` puts to `backbone`, by name, without those that say nothing."""
+    made: list[dict[str, Any]] = []
+    names = inspect.signature(backbone.forward)
+
+    def listen(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        given = names.bind(*args, **kwargs).arguments
+        made.append({name: given[name] for name in given if given[name] is not None and name != "return_dict"})
+
+    hook = backbone.register_forward_pre_hook(listen, with_kwargs=True)
+    with torch.no_grad():
+        call()
+    hook.remove()
+    return made[0]
+
+
+def assert_same(own: Any, stock: Any, name: str) -> None:
+    if isinstance(stock, dict):
+        assert own.keys() == stock.keys(), name
+        for key in stock:
+            assert_same(own[key], stock[key], f"{name}.{key}")
+    else:
+        stock = torch.as_tensor(stock)
+        # a time for all is the same as one for each
+        torch.testing.assert_close(own.to(stock.dtype), stock.expand(own.shape), rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["uncropped", "cropped"])
+def test_the_backbone_gets_what_the_stock_pipeline_hands_it(family: families.Family, told: bool) -> None:
     pipeline = family.stock_pipeline()
-    own = family.encode_text(["a red circle", ""])["states"]
-    stock, negative = pipeline.encode_prompt("a red circle", "cpu", 1, True, negative_prompt="")
-    assert torch.equal(own[:1], stock) and torch.equal(own[1:], negative)
-    latents = torch.randn(1, own.shape[0] and family.encode_images(torch.zeros(1, 3, 32, 32)).shape[1], 8, 8)
-    t = torch.tensor([7])
-    backbone = getattr(pipeline, family.backbone)
-    assert torch.equal(
-        family.predict(latents, t, {"states": own[:1]}), backbone(latents, 7, encoder_hidden_states=stock).sample
-    )
+    height, width = 4 * family.drawing_multiple, 6 * family.drawing_multiple
+    sizes, asked = [50, 70, 3, 5, height, width], {}
+    if told and "original_size" in inspect.signature(pipeline.__call__).parameters:
+        asked = {"original_size": (50, 70), "crops_coords_top_left": (3, 5), "target_size": (height, width)}
+
+    def draw() -> None:
+        pipeline(
+            CAPTIONS[0],
+            height=height,
+            width=width,
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **asked,
+        )
+
+    stock = recorded(getattr(pipeline, family.backbone), draw)
+    x_t, t = next(iter(stock.values())), torch.as_tensor(stock["timestep"]).expand(2)
+
+    def predict() -> None:
+        # what guidance leads away from comes first: no negative prompt, which is what a dropped caption is
+        text = family.encode_text(CAPTIONS[::-1])
+        family.predict(x_t, t, text, sizes=torch.tensor([sizes, sizes]) if told else None)
+
+    own = recorded(family.components[family.backbone], predict)
+    assert own.keys() == stock.keys()
+    for name in stock:
+        assert_same(own[name], stock[name], name)
 
 
-def test_default_targets_are_there_in_every_component(family: families.Family) -> None:
-    inject = ADAPTERS.module("lora").inject
-    settings = ADAPTERS.module("lora").Settings(rank=2)
-    names = [family.backbone, *family.text_encoders]
-    for name in names:
-        inject(family.components[name], settings, targets=family.default_targets[name], seed=0)
-    state = adapter_state({name: family.components[name] for name in names})
-    assert set(state.components()) == set(names)
-    assert set(family.lora_prefixes) == set(names)
+def test_an_untrained_adapter_changes_no_bit(family: families.Family) -> None:
+    x_t, t = noisy(family)
+    with torch.no_grad():
+        before = family.predict(x_t, t, family.encode_text(CAPTIONS))
+        parts = adapt(family)
+        assert torch.equal(family.predict(x_t, t, family.encode_text(CAPTIONS)), before)
+        for name, parameter in trainable_parameters(parts).items():
+            parameter.add_(0.1 if name.endswith("lora_B.weight") else 0.0)
+        assert not torch.equal(family.predict(x_t, t, family.encode_text(CAPTIONS)), before)
+        with adapters_disabled(parts):
+            assert torch.equal(family.predict(x_t, t, family.encode_text(CAPTIONS)), before)
+
+
+def test_training_moves_the_adapter_in_every_part_and_no_bit_of_the_base(family: families.Family) -> None:
+    base = {
+        f"{name}.{key}": tensor.clone()
+        for name, module in family.components.items()
+        for key, tensor in module.state_dict().items()
+    }
+    parts = adapt(family)
+    started = {name: parameter.detach().clone() for name, parameter in trainable_parameters(parts).items()}
+    optimizer = torch.optim.AdamW(trainable_parameters(parts).values(), lr=1e-2)
+    x_t, t = noisy(family)
+    for _ in range(10):
+        optimizer.zero_grad()
+        family.predict(x_t, t, family.encode_text(["a dog", ""])).square().mean().backward()
+        optimizer.step()
+    after = {
+        f"{name}.{key.replace('.base_layer', '')}": tensor
+        for name, module in family.components.items()
+        for key, tensor in module.state_dict().items()
+        if ".lora_" not in key
+    }
+    assert base.keys() == after.keys()
+    assert all(torch.equal(base[key], after[key]) for key in base)
+    moved = {
+        name.split(".")[0]
+        for name, parameter in trainable_parameters(parts).items()
+        if name.endswith("lora_B.weight") and not torch.equal(parameter, started[name])
+    }
+    assert moved == set(parts)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(family: families.Family) -> None:
+    parts = adapt(family)
+    x_t, t = noisy(family)
+    gradients = []
+    for module in parts.values():
+        module.train()
+    for checkpointing in (False, True):
+        for module in parts.values():
+            if checkpointing:
+                switch: Any = getattr(module, "enable_gradient_checkpointing", None)
+                (switch or module.gradient_checkpointing_enable)()  # type: ignore[operator]
+            module.zero_grad()
+        family.predict(x_t, t, family.encode_text(["a dog", "a cat"])).square().mean().backward()
+        found = {name: p.grad.clone() for name, p in trainable_parameters(parts).items() if p.grad is not None}
+        gradients.append(found)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert {name.split(".")[0] for name in gradients[0]} == set(parts)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8, msg=name)
+
+
+def test_cached_conditioning_is_what_the_encoder_gave(family: families.Family, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    fill_text(cache, CAPTIONS, encode=family.encode_text, fingerprint="x")
+    stored = cache.read_stacked([text_key(caption, "x") for caption in CAPTIONS])
+    with torch.no_grad():
+        single = [family.encode_text([caption]) for caption in CAPTIONS]
+    assert stored.keys() == single[0].keys()
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, torch.cat([text[name] for text in single])), name
+
+
+def test_in_half_precision_it_predicts_and_draws(family: families.Family) -> None:
+    family.to("cpu", torch.bfloat16)
+    x_t, t = noisy(family)
+    assert family.predict(x_t, t, family.encode_text(CAPTIONS)).dtype == torch.bfloat16
+    side = 2 * family.drawing_multiple
+    drawn = family.live_pipeline()("a", num_inference_steps=1, width=side, height=side, output_type="pt").images
+    assert drawn.isfinite().all()
+    assert family.encode_images(torch.zeros(1, 3, side, side)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("format", ["default", "diffusers"])
+def test_a_trained_adapter_is_written_and_read_back(family: families.Family, tmp_path: Path, format: str) -> None:
+    parts = adapt(family)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(parts).items():
+            if name.endswith("lora_B.weight"):
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    state = adapter_state(parts)
+    assert set(state.components()) == set(parts) == set(family.lora_prefixes)
+    format = family.default_format if format == "default" else format
+    report = write_verified(state, tmp_path / "a.safetensors", family=family, format=format)
+    assert report.modules == len(state.layers())
 
 
 def test_long_captions_are_cut_at_the_limit(family: families.Family) -> None:
@@ -67,7 +230,20 @@ def test_long_captions_are_cut_at_the_limit(family: families.Family) -> None:
 def test_a_description_agrees_with_the_loaded_model(family: families.Family) -> None:
     description = families.describe(family.name, str(family.path))
     assert description.side_multiple == family.side_multiple
+    assert description.drawing_multiple == family.drawing_multiple
     assert description.resolution % description.side_multiple == 0
+    assert description.default_targets == family.default_targets
+    side = 4 * family.side_multiple
+    assert description.latent_size(side, 2 * side) == torch.zeros(family.latent_shape(side, 2 * side)).numel()
+    assert description.text_size == sum(tensor.numel() for tensor in family.encode_text(["a"]).values())
+
+
+def test_only_its_own_adapters_are_recognised(family: families.Family) -> None:
+    state = adapter_state(adapt(family))
+    for other in NAMES:
+        recognises = families.FAMILIES.module(other).tiny().recognises
+        assert recognises(state.tensors) == (other == family.name)
+    assert not family.recognises([]) and not family.recognises(["nothing.lora_A.weight"])
 
 
 def test_names_come_from_a_stock_pipeline_as_from_the_family(family: families.Family) -> None:

@@ -33,6 +33,7 @@ def keymap(family: Names) -> KeyMap:
         for path in layers:
             layer, name = f"{component}.{path}", family.original_name(component, path).replace(".", "_")
             bases[layer] = prefix + name
+            also[prefix + path.replace(".", "_")] = layer  # some write diffusers' names where kohya has its own
             if len(family.text_encoders) == 1 and prefix in _ALIKE:
                 also[_ALIKE[prefix] + name] = layer
     return KeyMap(bases, ENDINGS, also)

@@ -1,0 +1,58 @@
+"""The autoencoder of latent diffusion (Rombach et al., arXiv:2112.10752): its numbers, and pixels to latents."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.families import folders
+
+
+def factor(folder: Path) -> int:
+    """Pixels to a latent, along each side."""
+    return 2 ** (len(folders.read_config(folder, "vae")["block_out_channels"]) - 1)
+
+
+def drawing_multiple(factor: int) -> int:
+    return math.lcm(factor, 8)  # stock pipelines of U-Nets ask for 8, whatever the VAE is
+
+
+def load(folder: Path) -> Any:
+    """The VAE, in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, use_safetensors=True)
+    decode = vae.decode
+    # stock pipelines hand over latents in the backbone's precision
+    vae.decode = lambda z, *args, **kwargs: decode(z.float(), *args, **kwargs)
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean as backbones take it: (B, C, H/f, W/f).
+
+    z · scale, or (z - mean) · scale / std with a mean and deviation for each channel where the configuration has them.
+    """
+    z, config = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean, vae.config
+    if config.latents_mean is None or config.latents_std is None:
+        return z * config.scaling_factor
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(z) for x in (config.latents_mean, config.latents_std))
+    return (z - mean) * config.scaling_factor / std
+
+
+def tiny() -> Any:
+    """A random one of factor 4."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.7,
+    )
