@@ -1,6 +1,6 @@
 """The nouns that packages hand each other. Plain frozen data; what acts on it lives with whoever acts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -53,8 +53,9 @@ class Batch:
     `latents` (B, C, h, w) scaled as the backbone takes them, or None where `pixels` (B, 3, H, W) in -1 … 1 are to be
     encoded first; `noise` of the latents' shape; `quantile` (B,) in [0, 1), which a timestep law turns into t; `weight`
     (B,); `numbers` are the samples' numbers n in the run (what is random about a sample follows from its n). `text` is
-    cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded; `class_text` is that
-    of the class prompts, where a source has one. `sizes` (B, 6) are original height and width, the crop's top and left,
+    cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded. `class_captions` are
+    the texts at which the model is to stay what it was, None of a sample without, () where nobody asks; `class_text` is
+    their conditioning, in the same way (a row that says nothing where a sample has none). `sizes` (B, 6) are original height and width, the crop's top and left,
     and the target's height and width, all in pixels (SDXL's conditioning: Podell et al. 2023, arXiv:2307.01952, §2.2).
     `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it. `extra` are further random numbers of
     the samples, (B, …) by name, which the objective asked for; validation has none.
@@ -68,6 +69,7 @@ class Batch:
     quantile: Tensor
     weight: Tensor
     text: Text | None = None
+    class_captions: tuple[str | None, ...] = ()
     class_text: Text | None = None
     sizes: Tensor | None = None
     mask: Tensor | None = None
@@ -77,16 +79,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossReport:
-    """`per_example` (B,) unweighted losses with their graph, and the `t` (B,) they were taken at."""
+    """`per_example` (B,) unweighted losses with their graph, and the `t` (B,) they were taken at.
+
+    `preservation` (B,) is what is added to them for having left the base where it was to be kept; None: nothing is kept
+    or, without gradients, it was not asked for.
+    """
 
     per_example: Tensor
     t: Tensor
+    preservation: Tensor | None = None
 
 
 class Predict(Protocol):
-    """What an objective sees of a model: a closure over family, text and adapter."""
+    """What an objective sees of a model: a closure over family, text and adapter.
 
-    def __call__(self, x_t: Tensor, t: Tensor, *, text: Text | None = None, adapter: bool = True) -> Tensor: ...
+    `text` is conditioning or captions to be encoded, None the batch's own captions. Without the `adapter` the whole
+    model is the base, its text encoders too.
+    """
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, *, text: Text | Sequence[str] | None = None, adapter: bool = True
+    ) -> Tensor: ...
 
 
 class Process(Protocol):

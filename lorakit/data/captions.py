@@ -9,7 +9,7 @@ Here: text alone. Not here: where captions are written (`sources/`) and how text
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, Self, TypeAlias
 
@@ -35,7 +35,12 @@ class CaptionSettings(Settings):
     """Put behind every caption, with a space between."""
 
     class_prompt: str | None = None
-    """What the captions would say of any other thing of the kind, e.g. "a dog", for objectives that ask for it."""
+    """What the captions would say of any other thing of the kind, e.g. "a dog": where differential_output holds the
+    model to what it was."""
+
+    class_words: dict[str, str] = Field(default_factory=dict)
+    """The same, caption by caption: what stands for any other thing of the kind in the place of a word (or several) for
+    what is learnt, `{ zorp = "dog" }`. A caption without these words is held to nothing."""
 
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
     """Chance that a sample's caption is dropped as a whole, so that the model still knows what none means."""
@@ -69,6 +74,10 @@ class CaptionSettings(Settings):
         for key in ("drop_tags", "never_drop"):
             if getattr(self, key) and not self.tag_dropout:
                 raise ValueError(f"{key} has no effect without tag_dropout: remove it.")
+        if not all(word.strip() for word in self.class_words):
+            raise ValueError("class_words has an empty word to replace: remove it.")
+        if self.class_words and self.class_prompt is not None:
+            raise ValueError("class_prompt and class_words are both given: keep one of them.")
         return self
 
 
@@ -129,6 +138,31 @@ def plain(settings: CaptionSettings, captions: Sequence[str], *, weighted: bool 
     """The first line without chance, as a person reads it: wildcards as written, no tag moved or dropped."""
     parts = _lines(settings, captions)[0].split(_SEPARATOR)
     return _around(settings, parts[0].strip() if len(parts) == 1 else _joined(parts, weighted=weighted))
+
+
+def class_caption(settings: CaptionSettings, caption: str) -> str | None:
+    """What a sample's text would be for any other thing of the kind; None where the source does not say."""
+    if settings.class_prompt is not None:
+        return settings.class_prompt
+    found = _class_words(settings).sub(lambda match: settings.class_words[match[0]], caption)
+    return None if found == caption else found
+
+
+def idle_class_words(settings: CaptionSettings, captions: Iterable[Sequence[str]]) -> list[str]:
+    """Which of the class words' keys stand in none of the `captions` of a source's examples, nor around them."""
+    words = set(settings.class_words)
+    around = [_around(settings, "")]
+    for text in (text for texts in (around, *captions) for text in texts):
+        if not words:
+            break
+        words -= {match[0] for match in _class_words(settings).finditer(text)}
+    return sorted(words)
+
+
+def _class_words(settings: CaptionSettings) -> re.Pattern[str]:
+    """Finds any of the words as a whole, the longest first; where there are none, nothing."""
+    words = sorted(map(re.escape, settings.class_words), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)" if words else r"(?!)")
 
 
 def _lines(settings: CaptionSettings, captions: Sequence[str]) -> list[str]:

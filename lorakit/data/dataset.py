@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from lorakit.core.settings import Neutral, Settings
 from lorakit.core.types import Example, Place
 from lorakit.data.buckets import Bucket, BucketSettings, bucket_ids, make_buckets, size_problem
 from lorakit.data.cache import default_folder, latent_key, refuse_within
-from lorakit.data.captions import draw_caption, variants
+from lorakit.data.captions import class_caption, draw_caption, variants
 from lorakit.data.cut import Cut, cuts, draw_cut, plain_cut
 from lorakit.data.examples import ROLES, Examples
 from lorakit.data.images import BadImageError, Prepared, prepare_picture
@@ -33,6 +33,7 @@ from lorakit.data.sources import SourceSettings, Storage
 from lorakit.data.split import sample, split
 
 T = TypeVar("T")
+ClassTexts: TypeAlias = Literal["class", "blank"] | None
 
 
 class DataSettings(Settings):
@@ -69,7 +70,10 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class Dataset:
-    """All examples with what may be drawn of them; `bucket_ids` (N, R) are indices of `buckets`, -1 for none."""
+    """All examples with what may be drawn of them; `bucket_ids` (N, R) are indices of `buckets`, -1 for none.
+
+    `class_texts` is which texts the objective compares captions with: none, those of the class, or no words at all.
+    """
 
     examples: Examples
     settings: DataSettings
@@ -77,6 +81,7 @@ class Dataset:
     buckets: tuple[Bucket, ...]
     bucket_ids: NDArray[Any]
     plan: Plan
+    class_texts: ClassTexts = None
 
     @property
     def cached_latents(self) -> bool:
@@ -118,10 +123,8 @@ class Dataset:
 
     def all_captions(self) -> "Expanded[str]":
         """Every text that a sample may come with, some more than once; "" stands for all that are dropped."""
-        sources = self.settings.sources
-        extra = [""] if any(s.caption_dropout or s.class_prompt is not None for s in sources) else []
-        extra += [s.class_prompt for s in sources if s.class_prompt is not None]
-        counts = [len(extra), *(len(self.captions_of(i)) for i in range(len(self.examples)))]
+        extra = [""] if self.class_texts or any(s.caption_dropout for s in self.settings.sources) else []
+        counts = [len(extra), *(len(self._texts_of(i)) for i in range(len(self.examples)))]
         return Expanded(counts, partial(self._caption, extra))
 
     def all_latents(self, *, fingerprint: str) -> "Expanded[tuple[str, str, tuple[int, Cut]]]":
@@ -155,6 +158,12 @@ class Dataset:
             variants=self.captions_of(index) if from_variants else None,
             weighted=self.settings.weighted_tags,
         )
+
+    def class_caption(self, index: int, caption: str) -> str | None:
+        """The text that a training sample's `caption` is compared with; None where it is with none."""
+        if self.class_texts is None or ROLES[int(self.examples.roles[index])] != "train":
+            return None
+        return "" if self.class_texts == "blank" else class_caption(self.source_of(index), caption)
 
     def latent_key(self, index: int, cut: Cut, *, fingerprint: str) -> str:
         """The cache's key of a cut of example `index`."""
@@ -202,7 +211,13 @@ class Dataset:
         return sample({i: self.examples.keys[i] for i in trained.tolist()}, count, seed=self.plan.seed) if count else []
 
     def _caption(self, extra: Sequence[str], index: int, number: int) -> str:
-        return self.captions_of(index - 1)[number] if index else extra[number]
+        return self._texts_of(index - 1)[number] if index else extra[number]
+
+    def _texts_of(self, index: int) -> list[str]:
+        """The forms of example `index`'s caption, and what they are compared with."""
+        captions = self.captions_of(index)
+        classes = (self.class_caption(index, caption) for caption in captions)
+        return [*captions, *dict.fromkeys(text for text in classes if text is not None)]
 
     def _latents(self, fingerprint: str, index: int, number: int) -> tuple[str, str, tuple[int, Cut]]:
         cut = self.cuts_of(index)[number]
@@ -261,12 +276,14 @@ def survey(
     token_limit: int | None = None,
     steps: int | None = None,
     epochs: int | None = None,
+    class_texts: ClassTexts = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Survey:
     """Reads the sources and plans the training; no model is touched, and what is wrong is told in the report.
 
     `side_multiple` is what the model family needs sides to be a multiple of; with `count_tokens` and `token_limit`
-    captions that are too long are reported; `steps` or `epochs` is how long is trained.
+    captions that are too long are reported; `steps` or `epochs` is how long is trained; `class_texts` is what captions
+    are compared with.
     """
     problems: list[str] = []
     buckets: list[Bucket] = []
@@ -305,7 +322,7 @@ def survey(
             global_batch=global_batch,
             content=_content(examples),
         )
-        data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan)
+        data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan, class_texts)
         last_step = steps or plan.steps_in(epochs or 1)
         problems += [*_leaks(examples), *_gaps(plan, last_step=last_step)]
         idle = _idle(plan, settings.sources, last_step=last_step)

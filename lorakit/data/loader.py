@@ -177,6 +177,7 @@ class _Samples:
             numbers,
             captions,
             seen,
+            classes=[self.data.class_caption(entry, caption) for entry, caption in zip(entries, captions)],
             noise=torch.stack([torch.randn(shape, generator=self._of(n, "noise")) for n in numbers]),
             quantile=self._quantiles(chosen, cut),
             extra=None if self.extra is None else _stacked([self.extra(shape, partial(self._of, n)) for n in numbers]),
@@ -202,6 +203,7 @@ class _Samples:
             list(range(draws)),
             [self.data.captions_of(entry)[0]] * draws,
             [self._seen(entry, cut)] * draws,
+            classes=[None] * draws,
             quantile=torch.stack([(k + torch.rand((), generator=g)) / draws for k, g in enumerate(generators)]),
             noise=torch.stack([torch.randn(shape, generator=g) for g in generators]),
         )
@@ -213,12 +215,13 @@ class _Samples:
         captions: Sequence[str],
         seen: Sequence[_Seen],
         *,
+        classes: Sequence[str | None],
         noise: Tensor,
         quantile: Tensor,
         extra: Mapping[str, Tensor] | None = None,
     ) -> Batch:
         sources = [self.data.source_of(entry) for entry in entries]
-        classes = [source.class_prompt for source in sources]
+        compared = any(text is not None for text in classes)
         return Batch(
             keys=tuple(self.data.examples.keys[entry] for entry in entries),
             numbers=tuple(numbers),
@@ -229,8 +232,9 @@ class _Samples:
             quantile=quantile,
             weight=torch.tensor([source.weight for source in sources], dtype=torch.float32),
             text=self._text(captions),
-            # a sample without a class prompt of its own keeps its caption's place with the empty one
-            class_text=self._text([c or "" for c in classes]) if any(c is not None for c in classes) else None,
+            class_captions=tuple(classes) if compared else (),
+            # a sample that is compared with no text keeps its place with the empty one
+            class_text=self._text([text or "" for text in classes]) if compared else None,
             sizes=torch.stack([s.size for s in seen]),
             mask=_masks(seen, noise.shape[-2:]),
             extra=extra,

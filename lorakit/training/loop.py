@@ -188,6 +188,7 @@ def _record(
         "step": step,
         "epoch": plan.epoch,
         "loss": None if report.skipped else report.loss,
+        **({"preservation": None if report.skipped else report.preservation} if trainee.preserves else {}),
         **learning_rates(trainee, factor),
         **adapted_rate(trainee.optimizer),
         "grad_norm": None if report.skipped else report.grad_norm,

@@ -29,7 +29,8 @@ class Trainee:
     """What is trained and how: the parts of a step that stay the same for the whole run.
 
     `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name, `average`
-    their moving average if there is one; `group_state` names what the optimizer itself changes in its groups.
+    their moving average if there is one; `group_state` names what the optimizer itself changes in its groups;
+    `preserves` says whether the objective keeps the base somewhere.
     """
 
     family: Family
@@ -45,12 +46,13 @@ class Trainee:
     scaler: torch.amp.GradScaler | None
     max_grad_norm: float
     seed: int
+    preserves: bool = False
 
 
 @dataclass(frozen=True)
 class StepReport:
     """`loss` of the global batch, `grad_norm` before clipping, whether the update was `skipped`, and what the ranks'
-    `votes` add up to.
+    `votes` add up to. `preservation` is the part of the loss that is for keeping the base.
 
     A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
     `losses` and `timesteps` are those of the global batch's samples, in their order and on all ranks the same; a
@@ -58,6 +60,7 @@ class StepReport:
     """
 
     loss: float
+    preservation: float
     grad_norm: float
     skipped: bool
     overflow: bool
@@ -70,11 +73,14 @@ class StepReport:
 def predictor(trainee: Trainee, batch: Batch) -> Predict:
     """The closure through which an objective sees the model."""
 
-    def predict(x_t: Tensor, t: Tensor, *, text: Text | None = None, adapter: bool = True) -> Tensor:
+    def predict(
+        x_t: Tensor, t: Tensor, *, text: Text | Sequence[str] | None = None, adapter: bool = True
+    ) -> Tensor:
         if not adapter:
             with adapters_disabled(trainee.adapted):
                 return predict(x_t, t, text=text)
-        states = trainee.encode_text(batch.captions) if text is None else text
+        text = batch.captions if text is None else text
+        states = text if isinstance(text, Mapping) else trainee.encode_text(text)
         return trainee.family.predict(x_t, t, states, sizes=batch.sizes)
 
     return predict
@@ -106,14 +112,16 @@ def ready(trainee: Trainee, batch: Batch) -> Batch:
 
 
 def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Tensor, LossReport]:
-    """This micro step's part of the loss, its gradients accumulated; `count` examples are in the global batch."""
+    """This micro step's part of the loss, and what of that is for keeping the base, (2,), its gradients accumulated;
+    `count` examples are in the global batch."""
     # dropout inside the model draws from the global generators: tie them to the sample, not to the past
     torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
     with trainee.autocast():
         report = trainee.objective(predictor(trainee, batch), batch)
-    loss = (report.per_example * batch.weight).sum() / count
+    kept = torch.zeros_like(report.per_example) if report.preservation is None else report.preservation
+    loss = ((report.per_example + kept) * batch.weight).sum() / count
     (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
-    return loss.detach(), report
+    return torch.stack([loss.detach(), (kept.detach() * batch.weight).sum() / count]), report
 
 
 def run_step(
@@ -127,13 +135,13 @@ def run_step(
     """
     parameters = list(trainee.parameters.values())
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss, own = torch.zeros((), device=trainee.device), torch.zeros(2, count, device=trainee.device)
+    losses, own = torch.zeros(2, device=trainee.device), torch.zeros(2, count, device=trainee.device)
     place = share(count, rank(), world()).start
     if trainee.scaler:
-        trainee.scaler.scale(loss)  # makes its tensors, which a rank without a share needs too
+        trainee.scaler.scale(losses)  # makes its tensors, which a rank without a share needs too
     for batch in batches:
-        part, report = forward_backward(trainee, ready(trainee, batch), count=count)
-        loss += part
+        parts, report = forward_backward(trainee, ready(trainee, batch), count=count)
+        losses += parts
         end = place + len(batch.keys)
         own[0, place:end], own[1, place:end] = report.per_example.detach(), report.t
         place = end
@@ -142,7 +150,7 @@ def run_step(
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     ballot = torch.tensor(list(votes), device=trainee.device)
-    sum_tensors([loss, ballot, own, *gradients])  # of what is another rank's, `own` holds zeros
+    sum_tensors([losses, ballot, own, *gradients])  # of what is another rank's, `own` holds zeros
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)
     norm = nn.utils.get_total_norm(gradients)
@@ -151,24 +159,25 @@ def run_step(
     for group in trainee.optimizer.param_groups:
         group["lr"] = group["full_lr"] * lr_factor
     # a norm that overflows is refused too: clipping would make nothing of such gradients
-    taken = guarded_step(trainee.optimizer, trainee.parameters, norm.isfinite() & loss.isfinite())
+    taken = guarded_step(trainee.optimizer, trainee.parameters, norm.isfinite() & losses[0].isfinite())
     overflow = False
     if trainee.scaler:
         scale = trainee.scaler.get_scale()
         trainee.scaler.update()  # lowers the scale where unscaling met a non-finite gradient
         overflow = scale > 1
-    of_step = torch.stack([loss.double(), norm.double(), taken.good.double()])
+    of_step = torch.stack([*losses.double(), norm.double(), taken.good.double()])
     numbers = torch.cat([of_step, own.flatten().double(), ballot.double()]).tolist()
-    good = bool(numbers[2])
+    good = bool(numbers[3])
     taken.settle(good)
     return StepReport(
         loss=numbers[0],
-        grad_norm=numbers[1],
+        preservation=numbers[1],
+        grad_norm=numbers[2],
         skipped=not good,
         overflow=overflow and not good,
-        votes=tuple(numbers[3 + 2 * count :]),
-        losses=tuple(numbers[3 : 3 + count]),
-        timesteps=tuple(numbers[3 + count : 3 + 2 * count]),
+        votes=tuple(numbers[4 + 2 * count :]),
+        losses=tuple(numbers[4 : 4 + count]),
+        timesteps=tuple(numbers[4 + count : 4 + 2 * count]),
         before=taken.before,
     )
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from lorakit import families
 from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 from lorakit.core.processes import world
-from lorakit.data.captions import without_weights
-from lorakit.data.dataset import Survey, survey
+from lorakit.data.captions import idle_class_words, without_weights
+from lorakit.data.dataset import Dataset, Survey, survey
 from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
@@ -30,11 +31,8 @@ def survey_recipe(recipe: Recipe) -> Survey:
         description = families.describe_settings(recipe.model)
     except InputError as error:
         problems += error.problems
-    problems += [
-        f"data.sources.{i}.class_prompt: the objective {recipe.objective.kind} does not use it: remove it."
-        for i, source in enumerate(recipe.data.sources)
-        if source.class_prompt is not None
-    ]
+    kept = recipe.objective.preservation
+    problems += _class_texts(recipe)
     with contextlib.closing(bar(unit="picture", label="reading")) as progress:
         found = survey(
             recipe.data,
@@ -46,12 +44,58 @@ def survey_recipe(recipe: Recipe) -> Survey:
             token_limit=description.token_limit if description else None,
             steps=recipe.run.steps,
             epochs=recipe.run.epochs,
+            class_texts=None if kept.at == "caption" else kept.at,
             on_progress=progress.update,
         )
+    if found.dataset:
+        problems += _without_effect(recipe, found.dataset)
     if not problems:
         return found
     data = found.dataset if description else None  # for another model, buckets would be others
     return Survey(data, replace(found.report, errors=(*problems, *found.report.errors)))
+
+
+def _class_texts(recipe: Recipe) -> list[str]:
+    """What is wrong with the sources' class_prompt and class_words: given and of no use, or needed and not given."""
+    kind, wanted = recipe.objective.preservation.kind, recipe.objective.preservation.at == "class"
+    given = [
+        (i, name, source.role)
+        for i, source in enumerate(recipe.data.sources)
+        for name, of_source in (("class_prompt", source.class_prompt), ("class_words", source.class_words or None))
+        if of_source is not None
+    ]
+    if not wanted:
+        remedy = f'objective.preservation.kind = "{kind}" does not use it: remove it, or ask for "differential_output".'
+        return [f"data.sources.{i}.{name}: {remedy}" for i, name, _ in given]
+    problems = [
+        f"data.sources.{i}.{name}: only a source with role = \"train\" is compared with its class: remove it."
+        for i, name, role in given
+        if role != "train"
+    ]
+    if all(role != "train" for _, _, role in given):
+        problems.append(
+            f'objective.preservation.kind = "{kind}" asks what else the pictures could be of: give a training source '
+            'class_words, like { zorp = "dog" }, or a class_prompt.'
+        )
+    return problems
+
+
+def _without_effect(recipe: Recipe, data: Dataset) -> list[str]:
+    """What the objective asks the data for, and they do not have."""
+    kept, examples = recipe.objective.preservation, data.examples
+    problems = []
+    if kept.at == "caption" and not examples.has_mask().any():
+        problems.append(
+            f'objective.preservation.kind = "{kept.kind}" holds what lies outside of masks, and no picture has one: put '
+            'a.mask.png beside a.jpg, or give a source mask_path or mask = "alpha".'
+        )
+    for i, source in enumerate(recipe.data.sources):
+        captions = (examples.captions(int(row)) for row in (examples.sources == i).nonzero()[0])
+        problems += [
+            f"data.sources.{i}.class_words: {printable(word)!r} is in none of its captions: correct or remove it."
+            for word in idle_class_words(source, captions)
+        ]
+    return problems
 
 
 def token_counter(description: Description, *, weighted: bool) -> Callable[[str], int]:

@@ -101,6 +101,7 @@ def make_trainee(
         scaler=runtime.scaler,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.run.seed,
+        preserves=recipe.objective.preservation.at is not None,
     )
 
 

@@ -1,6 +1,7 @@
 import collections
 import random
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from lorakit.core.errors import InputError
 from lorakit.core.seeding import generator
 from lorakit.core.settings import validate
-from lorakit.data.captions import CaptionSettings, draw_caption, is_random, plain, variants
+from lorakit.data.captions import (
+    CaptionSettings,
+    class_caption,
+    draw_caption,
+    idle_class_words,
+    is_random,
+    plain,
+    variants,
+)
 
 TAGS = st.lists(st.text("abcde", min_size=1, max_size=4), max_size=8)
 
@@ -254,3 +263,36 @@ def test_wrong_settings_are_named() -> None:
     said = "\n".join(error.value.problems)
     assert all(f"data.sources.0.{key}" in said for key in ("tag_dropout", "keep_tags", "lines", "drop_tags"))
     assert len(error.value.problems) == 4
+
+
+# -- the class in the place of what is learnt --------------------------------------------------------------------------
+
+
+def test_class_words_stand_in_the_place_of_whole_words() -> None:
+    settings = CaptionSettings(trigger="sks", class_words={"sks": "dog", "sks dog": "hound", "a (b)": "c"})
+    for caption, expected in {
+        "sks on a beach": "dog on a beach",
+        "a sks dog, sks": "a hound, dog",  # the longest first
+        "(sks:1.2), a (b) d": "(dog:1.2), c d",
+        "asks, sksy, SKS": None,
+        "": None,
+    }.items():
+        assert class_caption(settings, caption) == expected
+    assert class_caption(CaptionSettings(), "sks") is None
+    prompt = CaptionSettings(class_prompt="a dog")
+    assert [class_caption(prompt, caption) for caption in ("sks", "")] == ["a dog"] * 2
+
+
+def test_a_class_word_that_stands_nowhere_is_named() -> None:
+    settings = CaptionSettings(trigger="sks", class_words={"sks": "dog", "hat": "cap", "shoe": "boot"})
+    assert idle_class_words(settings, [("a",), ("b", "a hat")]) == ["shoe"]
+    assert idle_class_words(CaptionSettings(), [("a",)]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [({"class_words": {" ": "dog"}}, "empty word"), ({"class_words": {"a": "b"}, "class_prompt": "c"}, "keep one")],
+)
+def test_class_words_that_say_nothing_are_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        CaptionSettings(**values)

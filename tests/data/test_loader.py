@@ -19,7 +19,7 @@ from lorakit.core.seeding import generator
 from lorakit.core.types import Batch
 from lorakit.data.buckets import Bucket
 from lorakit.data.cache import fill_latents, fill_text
-from lorakit.data.dataset import Dataset, DataSettings, survey
+from lorakit.data.dataset import ClassTexts, Dataset, DataSettings, survey
 from lorakit.data.loader import Loader, StepPlan
 from lorakit.data.plan import Draw, GlobalBatch, Plan
 from lorakit.data.shards import Cache
@@ -40,9 +40,9 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Cache]:
     return filled(settings, root / "cache")
 
 
-def filled(settings: DataSettings, folder: Path) -> tuple[Dataset, Cache]:
+def filled(settings: DataSettings, folder: Path, *, class_texts: ClassTexts = None) -> tuple[Dataset, Cache]:
     """The data of `settings`, encoded by averaging over 4 × 4 pixels."""
-    data = survey(settings, side_multiple=4, seed=5, global_batch=4).usable()
+    data = survey(settings, side_multiple=4, seed=5, global_batch=4, class_texts=class_texts).usable()
     cache = Cache(folder)
     if data.cached_latents:
         jobs = data.all_latents(fingerprint="vae")
@@ -309,13 +309,33 @@ def test_shuffled_captions_are_read_from_their_variants_or_made_anew(tmp_path: P
     assert [c == "" for c in anew] == [c == "" for c in drawn], "which are dropped does not depend on the cache"
 
 
-def test_a_class_prompt_comes_encoded(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "photos", {"a.png": (64, 64)})
-    source = {"path": str(folder), "class_prompt": "a dog", "repeats": 4}
-    cached = filled(DataSettings.model_validate({"sources": [source], "buckets": {"resolution": 64}}), tmp_path / "c")
-    (batch, *_) = batches_of(loader_of(cached), 1)
-    assert batch.class_text is not None
-    assert batch.class_text["states"][0].tolist() == [[5.0, 5.0]] * 3
+def test_class_texts_come_encoded_for_training_pictures_alone(tmp_path: Path) -> None:
+    """Of a source with a word in the place of which another stands, one with a prompt, one with neither, one to keep."""
+    sources: list[dict[str, Any]] = [
+        {"class_words": {"of": "like"}},
+        {"class_prompt": "a dog"},
+        {},
+        {"role": "regularization"},
+    ]
+    for i, source in enumerate(sources):
+        source["path"] = str(folder_of(tmp_path / f"{i}", {f"{i}.png": (64, 64)}))
+    settings = DataSettings.model_validate({"sources": sources, "buckets": {"resolution": 64}})
+    expected = {"class": ["a picture like 0", "a dog", None, None], "blank": ["", "", "", None], None: [None] * 4}
+    for kind, texts in expected.items():
+        cached = filled(settings, tmp_path / f"cache-{kind}", class_texts=kind)  # type: ignore[arg-type]
+        seen = batches_of(loader_of(cached, batch_size=4), 4)
+        for batch in seen:
+            wanted = [texts[int(key[0])] for key in batch.keys]
+            if any(text is not None for text in wanted):
+                assert batch.class_captions == tuple(wanted) and batch.class_text is not None
+                lengths = batch.class_text["states"][:, 0, 0].tolist()
+                assert lengths == [len(text or "") for text in wanted]
+            else:
+                assert batch.class_captions == () and batch.class_text is None
+        assert {key[0] for batch in seen for key in batch.keys} == set("0123")
+        live = batches_of(loader_of(cached, batch_size=4, text_fingerprint=None), 4)
+        assert [batch.class_captions for batch in live] == [batch.class_captions for batch in seen]
+        assert all(batch.class_text is None for batch in live)
 
 
 def test_fixed_samples_are_the_same_every_time_and_take_nothing_by_chance(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_source_takes_part_from_its_start_on(make_recipe: Make, tmp_path: Path
 
 
 def test_a_class_prompt_that_nothing_uses_is_refused(make_recipe: Make) -> None:
-    with pytest.raises(InputError, match=r"data\.sources\.0\.class_prompt: the objective denoising does not use it"):
+    with pytest.raises(InputError, match=r"data\.sources\.0\.class_prompt: .*\"none\" does not use it"):
         train(make_recipe("run", "data.sources.0.class_prompt=a dog"))
 
 

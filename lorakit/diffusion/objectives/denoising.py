@@ -1,19 +1,21 @@
 """The denoising objective: predict what was mixed into x_t (DDPM eq. 14; Salimans and Ho 2022 for v).
 
 The target is the process's own (`target`). Which t, which noise, how each t counts, and what a difference costs are
-settings, each in a file of its own: `timesteps.py`, `noise.py`, `weightings.py`, `losses.py`. Here they meet, and the
-mean over a picture.
+settings, each in a file of its own: `timesteps.py`, `noise.py`, `weightings.py`, `losses.py`; so is where the base is
+kept besides (`preservation.py`). Here they meet, and the mean over a picture.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lorakit.core import settings as core_settings
 from lorakit.core.types import Batch, LossReport, Predict, Process
 from lorakit.diffusion.losses import MSE, Loss, loss
 from lorakit.diffusion.noise import Noise, noise_problems, noises
+from lorakit.diffusion.preservation import NoPreservation, Preservation, preserve
 from lorakit.diffusion.timesteps import Timesteps, Uniform, law
 from lorakit.diffusion.weightings import NoWeighting, Weighting, weighting
 
@@ -29,6 +31,8 @@ class Settings(core_settings.Settings):
     """How each timestep counts."""
     loss: Loss = MSE()
     """What a difference between prediction and target costs."""
+    preservation: Preservation = NoPreservation()
+    """Where the model is held to what it was: a second term of the loss, of the same loss and weighting."""
 
 
 def per_example(error: Tensor, mask: Tensor | None) -> Tensor:
@@ -51,7 +55,9 @@ def problems(settings: Settings, process: Process) -> list[str]:
 
 
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
-    """The objective over `process`: the mean loss per example, weighted by timestep.
+    """The objective over `process`: the mean loss per example, weighted by timestep, and what keeping the base adds.
+
+    That is measured only where there are gradients: without, nobody learns and nothing can drift.
 
     Raises ValueError with all `problems`, a line each.
     """
@@ -61,15 +67,23 @@ def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], Lo
     draw = law(settings.timesteps, process)
     weigh = weighting(settings.weighting, process)
     cost = loss(settings.loss, process)
+    keep = settings.preservation
+
+    def of(difference: Tensor, t: Tensor, share: Tensor | None) -> Tensor:
+        error = per_example(cost(difference, t), share)
+        return error if weigh is None else error * weigh(t).to(error)
 
     def objective(predict: Predict, batch: Batch) -> LossReport:
         assert batch.latents is not None, "pixels are encoded before"
         t = draw(batch.quantile, size=batch.latents.shape[-2:]).to(batch.latents.device)
         of_target, of_input = noises(settings.noise, batch)
-        predicted = predict(process.q_sample(batch.latents, t, of_input), t, text=batch.text).float()
-        error = per_example(cost(predicted - process.target(batch.latents, t, of_target), t), batch.mask)
-        if weigh is not None:
-            error = error * weigh(t).to(error)
-        return LossReport(per_example=error, t=t)
+        x_t = process.q_sample(batch.latents, t, of_input)
+        predicted = predict(x_t, t, text=batch.text).float()
+        error = of(predicted - process.target(batch.latents, t, of_target), t, batch.mask)
+        kept = None
+        if not isinstance(keep, NoPreservation) and torch.is_grad_enabled():
+            drift = preserve(keep, predict, batch, x_t, t, predicted)
+            kept = torch.zeros_like(error) if drift is None else keep.weight * of(drift.difference, t, drift.share)
+        return LossReport(per_example=error, t=t, preservation=kept)
 
     return objective

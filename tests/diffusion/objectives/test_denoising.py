@@ -156,7 +156,7 @@ def kinds(option: str) -> dict[str, Any]:
 
 
 def test_every_kind_and_setting_is_walked() -> None:
-    assert set(OTHER) == set(Settings.model_fields) - {"kind", "noise"}  # test_noise.py has that one
+    assert set(OTHER) == set(Settings.model_fields) - {"kind", "noise", "preservation"}  # these have tests of their own
     for option, of_option in OTHER.items():
         assert set(of_option) == set(kinds(option))
         for kind, model in kinds(option).items():
