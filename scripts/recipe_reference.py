@@ -91,6 +91,8 @@ def _type(annotation: Any) -> str:
         return _type(parts[0])
     if origin in (list, tuple):
         return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"table of {_type(parts[1])}"
     return {int: "whole number", float: "number", str: "text", bool: "true \\| false"}.get(annotation, str(annotation))
 
 

@@ -55,10 +55,11 @@ class Batch:
     (B,); `numbers` are the samples' numbers n in the run (what is random about a sample follows from its n). `text` is
     cached conditioning, or None when a text encoder is adapted and `captions` are to be encoded. `class_captions` are
     the texts at which the model is to stay what it was, None of a sample without, () where nobody asks; `class_text` is
-    their conditioning, in the same way (a row that says nothing where a sample has none). `sizes` (B, 6) are original height and width, the crop's top and left,
-    and the target's height and width, all in pixels (SDXL's conditioning: Podell et al. 2023, arXiv:2307.01952, §2.2).
-    `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it. `extra` are further random numbers of
-    the samples, (B, …) by name, which the objective asked for; validation has none.
+    their conditioning, in the same way (that of no words where a sample has none). `sizes` (B, 6) are original height
+    and width, the crop's top and left, and the target's height and width, all in pixels (SDXL's conditioning: Podell et
+    al. 2023, arXiv:2307.01952, §2.2). `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it.
+    `extra` are further random numbers of the samples, (B, …) by name, which the objective asked for; validation has
+    none.
     """
 
     keys: tuple[str, ...]

@@ -56,7 +56,8 @@ class StepReport:
 
     A skip is an `overflow` while fp16's loss scale can still fall: it does, and says nothing about the training.
     `losses` and `timesteps` are those of the global batch's samples, in their order and on all ranks the same; a
-    source's weight is not in them. `before()` are the weights that the loss belongs to.
+    source's weight is not in them, nor what is for keeping the base. `before()` are the weights that the loss belongs
+    to.
     """
 
     loss: float
@@ -73,9 +74,7 @@ class StepReport:
 def predictor(trainee: Trainee, batch: Batch) -> Predict:
     """The closure through which an objective sees the model."""
 
-    def predict(
-        x_t: Tensor, t: Tensor, *, text: Text | Sequence[str] | None = None, adapter: bool = True
-    ) -> Tensor:
+    def predict(x_t: Tensor, t: Tensor, *, text: Text | Sequence[str] | None = None, adapter: bool = True) -> Tensor:
         if not adapter:
             with adapters_disabled(trainee.adapted):
                 return predict(x_t, t, text=text)

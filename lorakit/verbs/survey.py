@@ -68,7 +68,7 @@ def _class_texts(recipe: Recipe) -> list[str]:
         remedy = f'objective.preservation.kind = "{kind}" does not use it: remove it, or ask for "differential_output".'
         return [f"data.sources.{i}.{name}: {remedy}" for i, name, _ in given]
     problems = [
-        f"data.sources.{i}.{name}: only a source with role = \"train\" is compared with its class: remove it."
+        f'data.sources.{i}.{name}: only a source with role = "train" is compared with its class: remove it.'
         for i, name, role in given
         if role != "train"
     ]
@@ -86,8 +86,8 @@ def _without_effect(recipe: Recipe, data: Dataset) -> list[str]:
     problems = []
     if kept.at == "caption" and not examples.has_mask().any():
         problems.append(
-            f'objective.preservation.kind = "{kept.kind}" holds what lies outside of masks, and no picture has one: put '
-            'a.mask.png beside a.jpg, or give a source mask_path or mask = "alpha".'
+            f'objective.preservation.kind = "{kept.kind}" holds what lies outside of masks, and no picture has one: '
+            'put a.mask.png beside a.jpg, or give a source mask_path or mask = "alpha".'
         )
     for i, source in enumerate(recipe.data.sources):
         captions = (examples.captions(int(row)) for row in (examples.sources == i).nonzero()[0])

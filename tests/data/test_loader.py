@@ -310,7 +310,7 @@ def test_shuffled_captions_are_read_from_their_variants_or_made_anew(tmp_path: P
 
 
 def test_class_texts_come_encoded_for_training_pictures_alone(tmp_path: Path) -> None:
-    """Of a source with a word in the place of which another stands, one with a prompt, one with neither, one to keep."""
+    """Of sources with a word that another stands for, with a prompt, with neither, and of one to keep."""
     sources: list[dict[str, Any]] = [
         {"class_words": {"of": "like"}},
         {"class_prompt": "a dog"},

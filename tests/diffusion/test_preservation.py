@@ -1,4 +1,4 @@
-"""Preservation in closed form: a model whose adapter adds w · text, so that it has drifted by w · text from its base."""
+"""Preservation in closed form: a model whose adapter adds w · text, and so has drifted by that from its base."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

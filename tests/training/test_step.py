@@ -93,6 +93,20 @@ def test_the_family_is_told_the_sizes_of_the_batch() -> None:
     assert torch.equal(*told, sizes)
 
 
+def test_what_keeps_the_base_is_minimised_too_and_told_apart() -> None:
+    def squared_and_kept(predict: Predict, batch: Batch) -> LossReport:
+        t = torch.zeros(len(batch.keys))
+        error = predict(batch.latents, t, text=batch.text).square().flatten(1).mean(1)
+        return LossReport(error, t, preservation=3 * error)
+
+    plain = run_step(trainee(), [batch([0, 1])], count=2, lr_factor=1.0)
+    both = run_step(trainee(squared_and_kept), [batch([0], weight=0.5), batch([1], weight=0.5)], count=2, lr_factor=1.0)
+    assert plain.preservation == 0
+    assert both.loss == pytest.approx(2 * plain.loss) and both.preservation == pytest.approx(1.5 * plain.loss)
+    assert both.grad_norm == pytest.approx(2 * plain.grad_norm)
+    assert both.losses == pytest.approx(plain.losses), "of each sample what it is to denoise"
+
+
 def test_a_rank_without_a_share_contributes_zeros() -> None:
     t = trainee()
     before = weights(t)
