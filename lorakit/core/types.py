@@ -82,8 +82,8 @@ class Batch:
 class LossReport:
     """`per_example` (B,) unweighted losses with their graph, and the `t` (B,) they were taken at.
 
-    `preservation` (B,) is what is added to them for having left the base where it was to be kept; None: nothing is kept
-    or, without gradients, it was not asked for.
+    `preservation` (B,) is what is added to them for having left the base where it was to be kept; None: it is kept
+    nowhere.
     """
 
     per_example: Tensor

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lorakit.data.cache import default_folder, latent_key, refuse_within
 from lorakit.data.captions import class_caption, draw_caption, variants
 from lorakit.data.cut import Cut, cuts, draw_cut, plain_cut
 from lorakit.data.examples import ROLES, Examples
+from lorakit.data.expanded import Expanded
 from lorakit.data.images import BadImageError, Prepared, prepare_picture
 from lorakit.data.marks import mark
 from lorakit.data.plan import Draw, Plan
@@ -32,7 +33,6 @@ from lorakit.data.scan import scan
 from lorakit.data.sources import SourceSettings, Storage
 from lorakit.data.split import sample, split
 
-T = TypeVar("T")
 ClassTexts: TypeAlias = Literal["class", "blank"] | None
 
 
@@ -121,13 +121,13 @@ class Dataset:
         )
         return found[:1] if self._is_validation(index) else found
 
-    def all_captions(self) -> "Expanded[str]":
+    def all_captions(self) -> Expanded[str]:
         """Every text that a sample may come with, some more than once; "" stands for all that are dropped."""
         extra = [""] if self.class_texts or any(s.caption_dropout for s in self.settings.sources) else []
         counts = [len(extra), *(len(self._texts_of(i)) for i in range(len(self.examples)))]
         return Expanded(counts, partial(self._caption, extra))
 
-    def all_latents(self, *, fingerprint: str) -> "Expanded[tuple[str, str, tuple[int, Cut]]]":
+    def all_latents(self, *, fingerprint: str) -> Expanded[tuple[str, str, tuple[int, Cut]]]:
         """All that is to be encoded: (cache key, name for messages, (example, cut))."""
         probe = Bucket(64, 64)
         per_bucket = np.array(
@@ -234,22 +234,6 @@ class Dataset:
 
     def _is_validation(self, index: int) -> bool:
         return ROLES[int(self.examples.roles[index])] == "validation"
-
-
-class Expanded(Sequence[T], Generic[T]):
-    """`counts[i]` items for each i, one after the other, made by `item(i, number)` when they are asked for."""
-
-    def __init__(self, counts: Any, item: Callable[[int, int], T]) -> None:
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._item = item
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: Any) -> Any:
-        position = range(len(self))[index]
-        owner = int(np.searchsorted(self._ends, position, side="right"))
-        return self._item(owner, position - (int(self._ends[owner - 1]) if owner else 0))
 
 
 @dataclass(frozen=True)

@@ -145,11 +145,3 @@ def test_an_adapter_that_changes_nothing_costs_exactly_nothing(kind: str) -> Non
     assert report.preservation is not None and report.preservation.tolist() == [0.0] * 4
     report.preservation.sum().backward()
     assert model.w.grad == 0, "nor does it pull"
-
-
-@pytest.mark.parametrize("kind", ["differential_output", "blank_prompt", "masked_prior"])
-def test_what_is_only_measured_has_no_term(kind: str) -> None:
-    model = Model()
-    with torch.no_grad():
-        report = objective(kind)(model, replace(batch(), mask=torch.zeros(4, 1, 4, 4)))
-    assert report.preservation is None and model.calls == [(True, False)]

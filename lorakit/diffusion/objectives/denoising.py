@@ -8,7 +8,6 @@ kept besides (`preservation.py`). Here they meet, and the mean over a picture.
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lorakit.core import settings as core_settings
@@ -57,8 +56,6 @@ def problems(settings: Settings, process: Process) -> list[str]:
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
     """The objective over `process`: the mean loss per example, weighted by timestep, and what keeping the base adds.
 
-    That is measured only where there are gradients: without, nobody learns and nothing can drift.
-
     Raises ValueError with all `problems`, a line each.
     """
     found = problems(settings, process)
@@ -81,9 +78,9 @@ def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], Lo
         predicted = predict(x_t, t, text=batch.text).float()
         error = of(predicted - process.target(batch.latents, t, of_target), t, batch.mask)
         kept = None
-        if not isinstance(keep, NoPreservation) and torch.is_grad_enabled():
+        if not isinstance(keep, NoPreservation):
             drift = preserve(keep, predict, batch, x_t, t, predicted)
-            kept = torch.zeros_like(error) if drift is None else keep.weight * of(drift.difference, t, drift.share)
+            kept = error.new_zeros(error.shape) if drift is None else keep.weight * of(drift.difference, t, drift.share)
         return LossReport(per_example=error, t=t, preservation=kept)
 
     return objective
