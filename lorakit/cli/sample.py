@@ -1,8 +1,21 @@
 """Draws pictures from a base with adapters.
 
-  lorakit sample embedded --adapter runs/mascot/adapter.safetensors:0.8 --prompt "a zorp on a blue background"
+  lorakit sample embedded --adapter runs/mascot/adapter.safetensors:0.8 --prompt "a zorp on a blue background" --out p
+  lorakit sample embedded --prompt "a red circle" --image room.png --strength 0.7 --out p
+  lorakit sample embedded --prompt "a red circle" --image room.png --mask place.png --out p
+  lorakit sample embedded --prompt "a red circle" --upscale 2 --out p
 
---prompt may be given several times; the n-th prompt takes the seed --seed + n.
+--prompt may be given several times; the n-th picture takes the seed --seed + n. A file of --prompts is TOML, with seed,
+size and negative prompt for each where they differ:
+
+  [[prompts]]
+  prompt = "a zorp on grass"
+  negative_prompt = "red"
+  seed = 7
+  width = 72
+  height = 56
+
+Every PNG file says in its text how it was drawn.
 """
 
 import argparse
@@ -18,10 +31,16 @@ HELP = "draw pictures from a base with adapters"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help='a diffusers folder, a hub name, or "embedded"')
     parser.add_argument("--adapter", metavar="FILE[:WEIGHT]", action="append", default=[], help="may be repeated")
-    parser.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    parser.add_argument("--prompt", action="append", default=[], help="may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", type=Path, help="a TOML file of prompts, see above")
+    parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default 1)")
     parser.add_argument("--negative", default="", help="what the guidance leads away from")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default 0)")
-    parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's own size)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default 0)")
+    parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's own size, or that of --image)")
+    parser.add_argument("--image", metavar="FILE", type=Path, help="a picture to draw over")
+    parser.add_argument("--mask", metavar="FILE", type=Path, help="draw only what is white in this picture")
+    parser.add_argument("--upscale", metavar="N", type=int, default=1, help="enlarge N times and draw over")
+    parser.add_argument("--strength", type=float, help="how much of a picture is drawn anew, 0 to 1")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale of classifier-free guidance (default 5)")
     parser.add_argument("--family", help="the base's model family")
@@ -36,23 +55,33 @@ def run(args: argparse.Namespace) -> None:
         if not match or "0" in match.groups():
             raise InputError(f"--size {printable(args.size)}: write width and height in pixels, like 512x768.")
         width, height = int(match[1]), int(match[2])
-    if args.steps < 1:
-        raise InputError("--steps must be at least 1.")
+    problems = [f"{name} must be at least 1." for name in ("--steps", "--count") if getattr(args, name[2:]) < 1]
+    if not args.prompt and args.prompts is None:
+        problems.append("nothing to draw: give --prompt or --prompts.")
+    if problems:
+        raise InputError(problems)
     from lorakit.cli.merge import weighted
     from lorakit.families import DEFAULT
-    from lorakit.sampling.pictures import Request
+    from lorakit.sampling.prompts import Prompt, read_prompts, requests_for
     from lorakit.verbs.sample import sample
 
-    wanted = [Request(prompt, args.seed + i, args.negative, width, height) for i, prompt in enumerate(args.prompt)]
+    prompts = [Prompt(prompt=prompt) for prompt in args.prompt]
+    prompts += read_prompts(args.prompts) if args.prompts is not None else []
     files = sample(
         args.base,
         [weighted(adapter) for adapter in args.adapter],
-        wanted=wanted,
+        wanted=requests_for(
+            prompts, count=args.count, seed=args.seed, negative_prompt=args.negative, width=width, height=height
+        ),
         out=args.out,
         steps=args.steps,
         guidance=args.guidance,
         family=args.family or DEFAULT,
         assume_alpha=args.assume_alpha,
+        image=args.image,
+        mask=args.mask,
+        strength=args.strength,
+        upscale=args.upscale,
     )
     for file in files:
         print(file)

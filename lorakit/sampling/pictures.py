@@ -1,12 +1,18 @@
-"""Pictures from a stock pipeline at fixed seeds. Which pipeline, with which adapters, is the caller's affair."""
+"""Pictures from a stock pipeline at fixed seeds, and what they say of themselves.
+
+Which pipeline, with which adapters, is the caller's affair. Prompts with settings of their own: prompts.py; pictures to
+draw over: canvas.py.
+"""
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
 from lorakit.core.settings import Neutral, Settings
@@ -31,13 +37,20 @@ class SampleSettings(Settings):
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw; width and height in pixels, None for the model's own."""
+    """One picture to draw; width and height in pixels, None for the model's own.
+
+    Drawn over `image`, of these sizes, it starts at the share `strength` of the noise: 1 forgets it, 0 leaves it as it
+    is. With a `mask` only what is white there is drawn, and the rest stays to the pixel.
+    """
 
     prompt: str
     seed: int
     negative_prompt: str = ""
     width: int | None = None
     height: int | None = None
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    strength: float = 1.0
 
 
 def requests(settings: SampleSettings) -> list[Request]:
@@ -71,7 +84,8 @@ def draw(
             raise Abandoned
         return {}
 
-    asked = {"callback_on_step_end": go_on} if "callback_on_step_end" in inspect.signature(pipeline).parameters else {}
+    takes = inspect.signature(pipeline).parameters
+    asked = {"callback_on_step_end": go_on} if "callback_on_step_end" in takes else {}
     pictures = []
     for request in wanted:
         go_on()
@@ -80,10 +94,42 @@ def draw(
             negative_prompt=request.negative_prompt or None,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            width=request.width,
-            height=request.height,
             generator=torch.Generator().manual_seed(request.seed),
+            **{name: value for name, value in _frame(request).items() if name in takes},
             **asked,
         )
-        pictures.append(result.images[0])
+        pictures.append(_kept(result.images[0], request))
     return pictures
+
+
+def _frame(request: Request) -> dict[str, Any]:
+    """What a pipeline is told of the picture's size and of what it is drawn over."""
+    size = {"width": request.width, "height": request.height}
+    if request.image is None:
+        return size
+    masked = {"mask_image": request.mask} if request.mask is not None else {}
+    return {**size, **masked, "image": request.image, "strength": request.strength}
+
+
+def _kept(picture: Image.Image, request: Request) -> Image.Image:
+    """`picture` with what was not to be drawn as it was: the pipeline has sent that through the VAE too."""
+    if request.image is None or request.mask is None:
+        return picture
+    return Image.composite(picture, request.image, request.mask)
+
+
+def label(request: Request, picture: Image.Image, **settings: Any) -> PngInfo:
+    """The text, JSON under the key "lorakit", by which a PNG file says how it was drawn; `settings` hold no path."""
+    entries = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "width": picture.width,
+        "height": picture.height,
+        **({"strength": request.strength} if request.image is not None else {}),
+        **settings,
+    }
+    text = PngInfo()
+    # an argument may hold half a character that UTF-8 cannot
+    text.add_itxt("lorakit", json.dumps(entries, ensure_ascii=False).encode(errors="backslashreplace").decode())
+    return text

@@ -23,7 +23,7 @@ from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
 from lorakit.export.verify import ExportReport
 from lorakit.optimizers.state import optimizer_state, weights_to_use
-from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, requests
+from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, label, requests
 from lorakit.training import checkpoint
 from lorakit.training.interrupt import Interrupt
 from lorakit.training.loop import RunSettings
@@ -135,16 +135,14 @@ class Keeper:
         if folder.exists():  # of the step that a run goes on from
             return
         with _tolerated(f"sample pictures of step {step} failed"), contextlib.suppress(Abandoned), self._shown():
-            pictures = draw(
-                self.trainee.family.live_pipeline(),
-                requests(self.sampling),
-                steps=self.sampling.steps,
-                guidance=self.sampling.guidance,
-                abandon=lambda: self.interrupt.pending,
-            )
+            pipeline, wanted = self.trainee.family.live_pipeline(), requests(self.sampling)
+            settings: dict[str, Any] = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+            pictures = draw(pipeline, wanted, **settings, abandon=lambda: self.interrupt.pending)
+            sampler = type(pipeline.scheduler).__name__
             with folder_aside(folder) as aside:
-                for i, picture in enumerate(pictures):
-                    picture.save(aside / f"{i:02d}.png", format="PNG")
+                for i, (request, picture) in enumerate(zip(wanted, pictures, strict=True)):
+                    text = label(request, picture, **settings, sampler=sampler, trained_steps=step)
+                    picture.save(aside / f"{i:02d}.png", format="PNG", pnginfo=text)
 
     def validate(self, step: int) -> None:
         """Measures the chosen pictures, on all ranks, and writes a line."""

@@ -1,15 +1,27 @@
-"""Pictures from a base with adapters, drawn through the family's stock pipeline."""
+"""Pictures from a base with adapters, drawn through the family's stock pipelines: from text, or over a picture."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from lorakit import families
 from lorakit.adapters import load_adapter_state
 from lorakit.core.errors import InputError
-from lorakit.core.files import make_folder, printable, written_aside
+from lorakit.core.files import make_folder, printable, sha256_file, written_aside
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import read_adapter
-from lorakit.sampling.pictures import Request, draw
+from lorakit.sampling.canvas import Canvas, read_canvas
+from lorakit.sampling.pictures import Request, draw, label
+
+log = logging.getLogger("lorakit")
+
+# how much of the noise a picture that is drawn over starts with, where nobody says: enough for another subject in the
+# same place; all, where only what is masked is drawn; little enough to keep what is enlarged
+STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.4}
 
 
 def sample(
@@ -22,32 +34,108 @@ def sample(
     guidance: float = 5.0,
     family: str = families.DEFAULT,
     assume_alpha: float | None = None,
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
+    upscale: int = 1,
 ) -> list[Path]:
     """Draws `wanted` from `base` with every adapter at its weight; returns the PNG files, numbered on in folder `out`.
 
-    Raises InputError for a base or adapter that cannot be read, and for a size that the model cannot draw.
+    Over `image`, where given, and there only what `mask` says. With `upscale` the picture, drawn or given, is enlarged
+    so many times and drawn over at that size. `strength` is the share of noise that what is drawn over starts from.
+
+    Raises InputError for a base, adapter or picture that cannot be read, for options that do not go together or that
+    the family has no stock pipeline for, and for a size that the model cannot draw.
     """
     quiet_libraries()
+    task = "text" if image is None else "image" if mask is None else "inpaint"
+    _check_options(task, mask=mask, strength=strength, upscale=upscale)
+    last = "upscale" if upscale > 1 else task
+    strength = STRENGTH.get(last, 1.0) if strength is None else strength
+    if last != "text" and int(steps * strength) < 1:
+        raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
+    canvas = None if image is None else read_canvas(image, mask)
     model = families.load(family, base)
-    multiple = model.drawing_multiple
-    wrong = [
-        f"--size {r.width}x{r.height}: both sides must be multiples of {multiple}, as the stock pipeline asks."
-        for r in wanted
-        if (r.width or 0) % multiple or (r.height or 0) % multiple
-    ]
-    if wrong:
-        raise InputError(wrong)
+    for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
+        if asked and needed not in model.pipelines:
+            with_mask = " with --mask" if needed == "inpaint" else ""
+            raise InputError(f"{option}{with_mask}: the family {model.name} has no stock pipeline for it.")
+    _check_sizes(wanted, model.drawing_multiple)
+    if canvas is not None:
+        wanted = [_over(request, canvas, model.drawing_multiple, strength, upscale) for request in wanted]
     for path, weight in adapters:
         state = read_adapter(path, family=model, assume_alpha=assume_alpha)
         load_adapter_state({name: model.components[name] for name in state.components()}, state, weight=weight)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {printable(out)} is a file: give a folder.")
     make_folder(out)
+    pipeline = model.live_pipeline(task)
+    pictures = draw(pipeline, wanted, steps=steps, guidance=guidance)
+    if upscale > 1 and canvas is None:
+        wanted = [_enlarged(r, picture, strength, upscale) for r, picture in zip(wanted, pictures, strict=True)]
+        pictures = draw(model.live_pipeline("image"), wanted, steps=steps, guidance=guidance)
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": type(pipeline.scheduler).__name__,
+        "base": base if base == "embedded" else Path(base).resolve().name,
+        "adapters": [_named(path, weight) for path, weight in adapters],
+        **{option: path.name for option, path in (("image", image), ("mask", mask)) if path is not None},
+        **({"upscale": upscale} if upscale > 1 else {}),
+    }
     taken = [int(p.stem) for p in out.glob("*.png") if p.stem.isdigit()]
-    first = max(taken, default=-1) + 1
     files = []
-    for number, picture in enumerate(draw(model.live_pipeline(), wanted, steps=steps, guidance=guidance), start=first):
+    for number, (request, picture) in enumerate(zip(wanted, pictures, strict=True), start=max(taken, default=-1) + 1):
         files.append(out / f"{number:04d}.png")
         with written_aside(files[-1]) as aside:
-            picture.save(aside, format="PNG")
+            picture.save(aside, format="PNG", pnginfo=label(request, picture, **settings))
     return files
+
+
+def _check_options(task: str, *, mask: Path | None, strength: float | None, upscale: int) -> None:
+    problems = []
+    if mask is not None and task == "text":
+        problems.append("--mask says what of a picture is drawn: give --image too.")
+    if strength is not None and task == "text" and upscale == 1:
+        problems.append("--strength is for what is drawn over: give --image or --upscale too.")
+    if strength is not None and not 0 < strength <= 1:
+        problems.append(f"--strength {strength}: give a number above 0, at most 1.")
+    if upscale < 1:
+        problems.append(f"--upscale {upscale}: give a whole number from 2 on.")
+    if mask is not None and upscale > 1:
+        problems.append("--upscale draws the whole picture over, --mask a part of it: give one of them.")
+    if problems:
+        raise InputError(problems)
+
+
+def _check_sizes(wanted: Sequence[Request], multiple: int) -> None:
+    wrong = [
+        f"--size {r.width}x{r.height}: both sides must be multiples of {multiple}, as the stock pipeline asks."
+        for r in wanted
+        if (r.width or 0) % multiple or (r.height or 0) % multiple
+    ]
+    if wrong:
+        raise InputError(list(dict.fromkeys(wrong)))
+
+
+def _over(request: Request, canvas: Canvas, multiple: int, strength: float, upscale: int) -> Request:
+    """`request` with what it is drawn over, at the size asked for, else at its own as far as that can be drawn."""
+    width = (request.width or canvas.width // multiple * multiple) * upscale
+    height = (request.height or canvas.height // multiple * multiple) * upscale
+    if not width or not height:
+        raise InputError(
+            f"--image is {canvas.width}x{canvas.height} pixels: give a --size, in multiples of {multiple}."
+        )
+    image, mask = canvas.cut(width, height)
+    return replace(request, width=width, height=height, image=image, mask=mask, strength=strength)
+
+
+def _enlarged(request: Request, picture: Image.Image, strength: float, upscale: int) -> Request:
+    width, height = picture.width * upscale, picture.height * upscale
+    larger = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return replace(request, width=width, height=height, image=larger, strength=strength)
+
+
+def _named(path: Path, weight: float) -> dict[str, Any]:
+    """An adapter without the folder that it lies in; many have the same name, so its digest beside it."""
+    return {"file": path.name, "weight": weight, **({"sha256": sha256_file(path)} if path.is_file() else {})}

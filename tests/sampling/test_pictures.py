@@ -1,12 +1,15 @@
 """Pictures at fixed seeds: each its own, none dependent on its neighbours."""
 
+import io
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lorakit.families import sd
-from lorakit.sampling.pictures import Abandoned, Request, SampleSettings, draw, requests
+from lorakit.sampling.pictures import Abandoned, Request, SampleSettings, draw, label, requests
 
 
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:
@@ -70,3 +73,46 @@ def test_a_pipeline_that_has_no_way_to_ask_is_asked_between_pictures() -> None:
     with pytest.raises(Abandoned):
         draw(plain, wanted, steps=5, guidance=3.0, abandon=lambda: bool(drawn))
     assert drawn == ["a"]
+
+
+def noise(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def test_a_picture_drawn_over_has_its_size_and_follows_it_and_the_strength() -> None:
+    pipeline = sd.tiny().live_pipeline("image")
+
+    def pixels(image: Image.Image, strength: float) -> np.ndarray:
+        request = Request("a", 1, image=image, strength=strength)
+        return np.asarray(draw(pipeline, [request], steps=4, guidance=3.0)[0])
+
+    first = pixels(noise(0), 0.5)
+    assert first.shape == (32, 40, 3)
+    assert not np.array_equal(pixels(noise(1), 0.5), first)
+    assert not np.array_equal(pixels(noise(0), 0.75), first)
+
+
+def test_what_is_not_masked_stays_to_the_pixel() -> None:
+    mask = Image.new("L", (40, 32))
+    mask.paste(255, (0, 0, 20, 32))
+    request = Request("a", 1, width=40, height=32, image=noise(0), mask=mask)
+    got = np.asarray(draw(sd.tiny().live_pipeline("inpaint"), [request], steps=2, guidance=3.0)[0])
+    before = np.asarray(noise(0))
+    assert np.array_equal(got[:, 20:], before[:, 20:])
+    assert not np.array_equal(got[:, :20], before[:, :20])
+
+
+def test_a_label_is_read_back_from_the_file() -> None:
+    picture, file = noise(0), io.BytesIO()
+    request = Request("ein K\u00e4se \udc80", 7, "n", image=noise(0), strength=0.5)
+    picture.save(file, format="PNG", pnginfo=label(request, picture, steps=3, adapters=[{"file": "a", "weight": 0.5}]))
+    assert json.loads(Image.open(file).text["lorakit"]) == {  # type: ignore[attr-defined]
+        "prompt": request.prompt,
+        "negative_prompt": "n",
+        "seed": 7,
+        "width": 40,
+        "height": 32,
+        "strength": 0.5,
+        "steps": 3,
+        "adapters": [{"file": "a", "weight": 0.5}],
+    }
