@@ -227,6 +227,8 @@ def _is_neutral(node: Any, path: Sequence[str]) -> bool:
     for part in path:
         if isinstance(node, Settings) and is_neutral(type(node), part):
             return True
+        if isinstance(node, dict):  # its keys are the user's own, and may hold dots
+            break
         node = node[int(part)] if isinstance(node, (list, tuple)) else getattr(node, part)
     return False
 

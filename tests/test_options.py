@@ -84,14 +84,19 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 # -- what each is changed to ------------------------------------------------------------------------------------------
 
 # what a choice cannot do without
-ALONG = {"objective.timesteps.kind=list": "objective.timesteps.values=[10, 500]"}
+ALONG = {
+    "objective.timesteps.kind=list": "objective.timesteps.values=[10, 500]",
+    "objective.preservation.kind=differential_output": "data.sources.0.class_words.thing=x",
+}
 # what both runs have where this is chosen
 GIVEN = {
     **{f"objective.weighting.kind={kind}": ["model.path=v"] for kind in ("snr_v", "debiased", "edm")},
     "objective.weighting.kind=min_snr": ["objective.timesteps.max=0.1", "objective.timesteps.kind=uniform"],
+    "objective.preservation.kind=masked_prior": ["data.sources.0.mask_path=masks"],
 }
 TEXT_ENCODER = ["adapter.text_encoder.rank=2"]
 TWO = ["data.sources.1.path=two", "data.sources.1.caption_dropout=0"]
+COMPARED = [*TWO, "data.sources.1.class_prompt=a dog", "objective.preservation={kind='differential_output'}"]
 OFFSET = ["objective.noise.offset.strength=0.1"]
 PYRAMID = ["objective.noise.pyramid.iterations=3"]
 PERTURBED = ["objective.noise.perturbation.gamma=0.1"]
@@ -142,6 +147,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "objective.weighting.k": "objective.weighting.k=3",
     "objective.weighting.power": "objective.weighting.power=-2",
     "objective.weighting.sigma_data": "objective.weighting.sigma_data=0.9",
+    "objective.preservation.weight": "objective.preservation.weight=5",
     "objective.loss.delta": "objective.loss.delta=0.01",
     "objective.loss.schedule": "objective.loss.schedule=snr",
     "optimizer.lr": "optimizer.lr=0.003",
@@ -214,7 +220,8 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "data.sources.0.streaming": (DATASET, "data.sources.0.streaming=true"),
     "data.sources.0.subset": (DATASET, "data.sources.0.subset=small"),
     "data.sources.0.revision": (DATASET, "data.sources.0.revision=main"),
-    "data.sources.0.class_prompt": "data.sources.0.class_prompt=a thing",
+    "data.sources.0.class_prompt": (COMPARED, "data.sources.0.class_prompt=a thing"),
+    "data.sources.0.class_words": (COMPARED, "data.sources.0.class_words.thing=x"),
     "optimizer.paged": "optimizer.paged=true",
     "run.steps": "run.steps=4",
     "run.epochs": (["run.steps=2"], "run.epochs=2"),
@@ -253,7 +260,6 @@ REFUSED = {
     *(f"optimizer.schedule.{key} schedule_free" for key in ("kind", "floor", "restarts", "power", "decay")),
     *(f"data.sources.0.{key}" for key in ("subset", "revision", "streaming")),  # of datasets that are fetched by name
     "objective.timesteps.model_shift uniform",  # of flows
-    "data.sources.0.class_prompt",  # no objective uses it
 }
 
 
