@@ -243,6 +243,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.sample_every": (PROMPT, "run.sample_every=2"),
     "run.validate_every": (FOR_GOOD, "run.validate_every=2"),
     "run.validate_training": (FOR_GOOD, "run.validate_training=1"),
+    "run.check_model": "run.check_model=false",
     "run.deterministic": "run.deterministic=true",
     "run.trackers": "run.trackers=['tensorboard']",
     "sample.prompts": (PROMPT, "sample.prompts=['thing', 'other']"),

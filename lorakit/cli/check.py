@@ -1,8 +1,9 @@
-"""Looks at a recipe's data before training, and at no model's weights: what the model will see, and what is wrong.
+"""Looks at a recipe's data before training: what the model will see, and what is wrong.
 
   lorakit check RECIPE [section.key=value …]
   lorakit check RECIPE --out DIR       check.html, contact-sheet.png, check.json
   lorakit check RECIPE --json          the whole report for machines
+  lorakit check RECIPE --deep          loads the model too: does it predict what its configuration says?
 
 It ends with 2 where something keeps the training from starting.
 """
@@ -10,7 +11,7 @@ It ends with 2 where something keeps the training from starting.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ _WIDE_ENOUGH = 72  # for the columns of the sources' table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe (TOML)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="load the model too, and see whether it predicts what its configuration says",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write a page, a contact sheet and the report there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
     parser.add_argument(
@@ -57,16 +63,24 @@ def run(args: argparse.Namespace) -> None:
     from lorakit.verbs.check import check
 
     name = Path(args.recipe).name
-    found = check(recipe, out=args.out, originals=args.originals, title=name)
+    found = check(recipe, deep=args.deep, out=args.out, originals=args.originals, title=name)
     if args.json:
         print(json.dumps(found.report.to_json(), indent=2, allow_nan=False))
     else:
         show(found.report, title=name)
+        if found.unexplained:
+            print(_model(found.unexplained))
         for file in found.files:
             print(f"Written: {printable(file)}")
     sys.stdout.flush()  # before the message that comes on stderr
     if found.report.errors:
         raise InputError(list(found.report.errors))
+
+
+def _model(unexplained: Mapping[str, float]) -> str:
+    """What the model's predictions leave unexplained, for a person."""
+    parts = [f"{share:.0%} read as {name}" for name, share in sorted(unexplained.items(), key=lambda item: item[1])]
+    return f"Of noised training pictures the model leaves unexplained: {', '.join(parts)}."
 
 
 def show(report: "DataReport", *, title: str = "") -> None:

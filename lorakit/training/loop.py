@@ -64,6 +64,9 @@ class RunSettings(core_settings.Settings):
     """Training pictures, always the same, that are measured beside them: what these lose and those do not shows what is
     learned by heart. Where none are put aside their loss is the validation loss, which shows over-fitting less. Left
     out: as many as are put aside; 0: none."""
+    check_model: Neutral[bool] = True
+    """Refuse, before a new run's first step, a model that clearly predicts something else (noise, v, x0) than its
+    configuration says."""
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Number format of the adapter that is handed out."""
     ema: EmaSettings | None = None

@@ -1,12 +1,13 @@
 """Looking at a recipe's data before training: the report, and with it a contact sheet and a page.
 
 What is looked at is `survey.py`'s affair, and how it is shown that of `data/report.py`, `data/sheet.py` and
-`data/page.py`. No weights are loaded, and nothing is written but where it is asked for.
+`data/page.py`. No weights are loaded unless the model itself is to be looked at, and nothing is written but where it is
+asked for.
 """
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,23 +22,31 @@ from lorakit.data.report import DataReport, Row, rows
 from lorakit.data.sheet import SHOWN, choose, contact_sheet
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
+from lorakit.verbs.measured import check_model
 from lorakit.verbs.survey import survey_recipe, token_counter
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The report, in which `errors` is all that keeps a training from starting, and the files that were written."""
+    """The report, in which `errors` is all that keeps a training from starting, and the files that were written.
+
+    `unexplained` is what the model leaves of what it is asked for, by prediction type; empty where it was not loaded.
+    """
 
     report: DataReport
     files: tuple[Path, ...]
+    unexplained: Mapping[str, float]
 
 
-def check(recipe: Recipe, *, out: Path | None = None, originals: int = SHOWN, title: str = "") -> Checked:
+def check(
+    recipe: Recipe, *, deep: bool = False, out: Path | None = None, originals: int = SHOWN, title: str = ""
+) -> Checked:
     """Reads the data of `recipe`, and writes what was found to the folder `out`, if given.
 
     There it becomes check.json and check.html, and contact-sheet.png with at most `originals` of the pictures that can
     be used; errors name these by their keys there. What is wrong is in the report and not raised; InputError only for
-    pictures that change meanwhile.
+    pictures that change meanwhile. `deep` loads the model, where nothing else is wrong, and sees whether it predicts
+    what its configuration says.
     """
     quiet_libraries()
     sources = [Path(source.path) for source in recipe.data.sources]
@@ -53,10 +62,18 @@ def check(recipe: Recipe, *, out: Path | None = None, originals: int = SHOWN, ti
     surveyed = survey_recipe(recipe)
     writable = out is not None and not any(problem.startswith("--out ") for problem in problems)
     report = replace(surveyed.report, errors=(*problems, *surveyed.report.errors))
+    unexplained: Mapping[str, float] = {}
+    if deep and surveyed.dataset and not report.errors:
+        problem, unexplained = check_model(recipe, surveyed.dataset)
+        if problem and recipe.run.check_model:
+            report = replace(report, errors=(problem,))
+        elif problem:
+            report = replace(report, warnings=(*report.warnings, problem))
     if out is None or not writable:
-        return Checked(report, ())
+        return Checked(report, (), unexplained)
     files = replace(report, errors=tuple(_without_paths(text, recipe) for text in report.errors))
-    return Checked(report, _written(out, files, recipe, surveyed.dataset, originals=originals, title=title))
+    written = _written(out, files, recipe, surveyed.dataset, originals=originals, title=title)
+    return Checked(report, written, unexplained)
 
 
 def _without_paths(text: str, recipe: Recipe) -> str:

@@ -1,11 +1,29 @@
-"""What a recipe wants to be measured beside its training: which pictures' losses are watched."""
+"""What is measured beside a training: the losses of which pictures, and whether the model predicts what it says."""
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
+import torch
+from torch import Tensor
+
+from lorakit import families
+from lorakit.core.errors import InputError
+from lorakit.core.types import Batch, Predict, Text
+from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
+from lorakit.data.shards import Cache
+from lorakit.export.files import DTYPES
+from lorakit.families.protocol import Family
 from lorakit.recipe import Recipe
-from lorakit.training.validation import BANDS, Validation
+from lorakit.training.caching import text_encoder
+from lorakit.training.processes import resolve_precision
+from lorakit.training.reading import misread, unexplained
+from lorakit.training.step import Trainee, predictor, ready
+from lorakit.training.validation import BANDS, Validation, evaluated
+
+_PICTURES = 6  # that a model's predictions are looked at on
 
 
 def measured_sets(recipe: Recipe, data: Dataset) -> dict[str, list[int]]:
@@ -28,3 +46,67 @@ def validation_of(recipe: Recipe, data: Dataset, loader: Loader) -> Validation |
         sources=len(data.settings.sources),
         batches=partial(loader.fixed, draws=BANDS),
     )
+
+
+def refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
+    """Raises InputError where the base clearly predicts something else than its configuration says.
+
+    A few forwards without adapter and dropout; nothing of the run moves by them.
+    """
+
+    def samples() -> Iterator[tuple[Batch, Predict]]:
+        for batch in loader.fixed(data.sample(_PICTURES), draws=1):
+            batch = ready(trainee, batch)
+            yield batch, partial(predictor(trainee, batch), adapter=False)
+
+    process = trainee.family.process
+    with evaluated(trainee.adapted.values()), trainee.autocast():
+        problem = misread(process, unexplained(process, samples()))
+    if problem:
+        raise InputError(problem)
+
+
+def check_model(recipe: Recipe, data: Dataset) -> tuple[str | None, dict[str, float]]:
+    """Loads the model, and says what is wrong with its predictions, if anything, and what they leave unexplained.
+
+    Nothing is cached: the few pictures that are looked at are encoded anew.
+    """
+    family = families.load_settings(recipe.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    family.to(device, DTYPES[resolve_precision(recipe.run.precision)[0]])
+    encode = text_encoder(data, family)
+    loader = Loader(
+        replace(data, settings=data.settings.model_copy(update={"cache_latents": False})),
+        Cache(default_folder()),  # never read
+        latents_fingerprint="",
+        text_fingerprint=None,
+        latent_shapes={bucket: family.latent_shape(*bucket) for bucket in data.buckets},
+        seed=recipe.run.seed,
+        batch_size=1,
+    )
+
+    def samples() -> Iterator[tuple[Batch, Predict]]:
+        for batch in loader.fixed(data.sample(_PICTURES), draws=1):
+            assert batch.pixels is not None
+            latents = family.encode_images(batch.pixels).float()
+            yield (
+                replace(batch, latents=latents, noise=batch.noise.to(device)),
+                partial(_predict, family, encode, batch),
+            )
+
+    found = unexplained(family.process, samples())
+    return misread(family.process, found), found
+
+
+def _predict(
+    family: Family,
+    encode_text: Callable[[Sequence[str]], Text],
+    batch: Batch,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    text: Text | None = None,
+    adapter: bool = True,
+) -> Tensor:
+    """The `Predict` of a model without adapters; text is encoded in any case."""
+    return family.predict(x_t, t, encode_text(batch.captions), sizes=batch.sizes)

@@ -39,7 +39,7 @@ from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
-from lorakit.verbs.measured import measured_sets, validation_of
+from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
 from lorakit.verbs.resume import (
     EXAMPLES,
     binding,
@@ -140,6 +140,8 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             trainee, loader = _prepared(recipe, data, runtime, found, interrupt)
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
                 _dry(recipe, trainee, loader)
+            if recipe.run.check_model and not resumed:
+                on_first_rank(lambda: refuse_misread(trainee, data, loader))
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
         keeper = Keeper(
             output=output,

@@ -1,0 +1,98 @@
+"""A model that predicts something else than its configuration says is met before the first step, and by `check --deep`
+alone; looking moves nothing of the run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorakit import families
+from lorakit.cli.main import main
+from lorakit.core.embedded import embedded
+from lorakit.core.errors import InputError
+from lorakit.recipe import Recipe
+from lorakit.verbs import measured
+from lorakit.verbs.check import check
+from lorakit.verbs.train import train
+from tests.verbs.test_beside import outcome
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Callable[[str], Path]:
+    """The embedded base with a configuration that claims another prediction type."""
+
+    def claiming(kind: str) -> Path:
+        folder = tmp_path / kind
+        for part in embedded("base").iterdir():
+            if part.name != "scheduler":
+                folder.mkdir(exist_ok=True)
+                (folder / part.name).symlink_to(part)
+        (folder / "scheduler").mkdir()
+        config = json.loads((embedded("base") / "scheduler" / "scheduler_config.json").read_text())
+        assert config["prediction_type"] != kind
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "prediction_type": kind}))
+        return folder
+
+    return claiming
+
+
+def on_the_base(make_recipe: Make, name: str, path: str | Path, *overrides: str) -> Recipe:
+    pictures = embedded("mascot")
+    how = [f"model.path={path}", f"data.sources.0.path={pictures}", "data.buckets.resolution=64", "run.steps=1"]
+    return make_recipe(name, *how, *overrides)
+
+
+@pytest.mark.parametrize("claimed", ["epsilon", "sample"])
+def test_a_wrong_prediction_type_ends_a_run_before_it_begins(
+    claimed: str, base: Callable[[str], Path], make_recipe: Make, tmp_path: Path
+) -> None:
+    path = base(claimed)
+    with pytest.raises(InputError) as caught:
+        train(on_the_base(make_recipe, "run", path))
+    (message,) = caught.value.problems
+    assert f"prediction_type = {claimed!r}" in message and "fits 'v_prediction'" in message
+    assert not (tmp_path / "run").exists(), "the folder is free for a mended recipe"
+    (found,) = check(on_the_base(make_recipe, "run", path), deep=True).report.errors
+    assert "fits 'v_prediction'" in found
+    sure = on_the_base(make_recipe, "run", path, "run.check_model=false")
+    assert "fits 'v_prediction'" in check(sure, deep=True).report.warnings[-1]
+
+
+def test_an_honest_model_is_let_through_and_told_of(
+    make_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(on_the_base(make_recipe, "run", "embedded").to_toml())
+    main(["check", str(file), "--deep"])
+    said = capsys.readouterr().out
+    assert "Ready to train." in said and "read as v_prediction, " in said
+    assert not list((tmp_path / "cache").glob("entries-*")), "nothing is cached"
+
+
+def test_a_plain_check_loads_no_model(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(settings: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(families, "load_settings", refused)
+    assert check(make_recipe("run")).unexplained == {}
+    with pytest.raises(AssertionError, match="was loaded"):
+        check(make_recipe("run"), deep=True)
+
+
+def test_looking_at_the_model_changes_nothing(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout in the adapter, which draws from the global generators, and with an adapter that is no identity."""
+    first = train(make_recipe("first", "run.steps=1")).output
+    how = ("adapter.dropout=0.3", f"adapter.init_from={first / 'adapter.safetensors'}")
+    looked = outcome(train(make_recipe("looked", *how)).output)
+    seen: list[float] = []
+    original = measured.unexplained
+    monkeypatch.setattr(
+        measured, "unexplained", lambda *given: seen.append(original(*given)["epsilon"]) or {"epsilon": 0.0}
+    )
+    assert outcome(train(make_recipe("again", *how)).output) == looked
+    assert outcome(train(make_recipe("plain", *how, "run.check_model=false")).output) == looked
+    train(make_recipe("fresh", "run.steps=1"))
+    assert len(seen) == 2 and seen[0] == seen[1], "the base alone is looked at, without its adapter"
