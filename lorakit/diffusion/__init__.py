@@ -1,5 +1,7 @@
 """Latent diffusion on one page: each concept, its equation, and the function that is it. No network is in this package.
 
+The same in pictures, drawn by these very functions: docs/latent-diffusion.md.
+
 **Latent space** (Rombach et al. 2022, arXiv:2112.10752, section 3.1). An autoencoder takes pixels to latents and back,
 z = scale · E(pixels), pixels = D(z / scale), with 4 to 16 channels and an eighth of the sides, so that everything below
 happens on a few hundredths of the numbers. x0 is z. `lorakit.families`: `encode_images` of each family.
@@ -31,7 +33,7 @@ low-rank changes of its weights, W + (alpha / rank) B A (Hu et al. 2021, arXiv:2
   with x0 as predicted it is the step back, p(x_{t-1} | x_t): `GaussianDiffusion.p_mean_variance`; drawn (algorithm 2):
   `GaussianDiffusion.p_sample`, `GaussianDiffusion.p_sample_loop`.
 - Longer steps, with as much fresh noise as eta says, or none (Song et al. 2021, arXiv:2010.02502, eq. 12 and 16):
-  `GaussianDiffusion.ddim_step`, `GaussianDiffusion.ddim_sample_loop`.
+  `GaussianDiffusion.ddim_step`, `GaussianDiffusion.ddim_sample_loop`, at `GaussianDiffusion.trailing_timesteps`.
 - A flow is followed against its velocity, dx_t / dt = v: `RectifiedFlow.euler_step`, `RectifiedFlow.heun_step`,
   `RectifiedFlow.sample_loop`, at the times `RectifiedFlow.sigmas`.
 
