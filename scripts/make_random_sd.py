@@ -1,10 +1,12 @@
-"""Writes a Stable Diffusion 1.5 pipeline with random weights, to try a whole training run on without any download.
+"""Writes a pipeline of Stable Diffusion 1.5 or XL with random weights, to try a whole training run on without any
+download.
 
-The folder has the layout of the published model: U-Net with four levels, VAE of factor 8, CLIP with 77 tokens. Its
+The folder has the layout of the published model: the U-Net's blocks, VAE of factor 8, CLIP with 77 tokens. Its
 pictures are noise. The tokenizer is made here: byte-level like CLIP's, with a few plain words and no other merges.
 
     python scripts/make_random_sd.py --out runs/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
     python scripts/make_random_sd.py --out runs/random-sd15 --size full   the true sizes, 2 GB in fp16
+    python scripts/make_random_sd.py --out runs/random-sdxl --model sdxl  narrow; with --size full 7 GB
 """
 
 import argparse
@@ -13,8 +15,15 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 TOKENS = 77
 WORDS = [
@@ -35,15 +44,24 @@ WORDS = [
     "green",
     "blue",
 ]
-# what differs between the sizes; everything else is the published configuration
+# what differs between the sizes; everything else is the published configuration. Text encoders: width, width within,
+# layers, heads
 SIZES = {
-    "tiny": {"channels": (16, 32, 48, 48), "groups": 8, "heads": 4, "text": (32, 64, 2, 2), "vae": (8, 8, 16, 16)},
+    "tiny": {
+        "sd": {"channels": (16, 32, 48, 48), "heads": 4, "depths": 1},
+        "sdxl": {"channels": (16, 32, 48), "heads": (2, 4, 6), "depths": (1, 1, 2)},
+        "groups": 8,
+        "text": ((32, 64, 2, 2), (48, 96, 2, 2)),
+        "vae": (8, 8, 16, 16),
+        "time": 16,
+    },
     "full": {
-        "channels": (320, 640, 1280, 1280),
+        "sd": {"channels": (320, 640, 1280, 1280), "heads": 8, "depths": 1},
+        "sdxl": {"channels": (320, 640, 1280), "heads": (5, 10, 20), "depths": (1, 2, 10)},
         "groups": 32,
-        "heads": 8,
-        "text": (768, 3072, 12, 12),
+        "text": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
         "vae": (128, 256, 512, 512),
+        "time": 256,
     },
 }
 
@@ -55,8 +73,8 @@ def byte_letters() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(rest))]
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A tokenizer that the stock class loads; each of WORDS is one token, other words fall apart into letters."""
+def make_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A tokenizer for the stock class, filled up with `pad`; WORDS are one token each, others fall into letters."""
     letters = byte_letters()
     merges: list[tuple[str, str]] = []
     for word in WORDS:
@@ -71,25 +89,45 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     vocabulary, rules = folder / "vocab.json", folder / "merges.txt"
     vocabulary.write_text(json.dumps({entry: i for i, entry in enumerate(entries)}, ensure_ascii=False), "utf-8")
     rules.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    return CLIPTokenizer(vocab=str(vocabulary), merges=str(rules), model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=str(vocabulary), merges=str(rules), model_max_length=TOKENS, pad_token=pad)
 
 
-def make(out: Path, *, size: str, seed: int, dtype: torch.dtype) -> None:
+def text_config(tokenizer: CLIPTokenizer, sizes: tuple[int, int, int, int], *, act: str) -> CLIPTextConfig:
+    hidden, intermediate, layers, heads = sizes
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=TOKENS,
+        projection_dim=hidden,
+        hidden_act=act,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def make(out: Path, *, model: str = "sd", size: str, seed: int, dtype: torch.dtype) -> None:
     """Writes the pipeline to `out`; the same bytes for the same arguments."""
     torch.manual_seed(seed)
     chosen = SIZES[size]
-    hidden, intermediate, layers, heads = chosen["text"]
+    own, sdxl = chosen[model], model == "sdxl"
+    first, second = chosen["text"]
     tokenizer = make_tokenizer(out / "tokenizer")
     unet = UNet2DConditionModel(
-        sample_size=64,
+        sample_size=128 if sdxl else 64,
         in_channels=4,
         out_channels=4,
-        block_out_channels=chosen["channels"],
+        block_out_channels=own["channels"],
         layers_per_block=2,
         norm_num_groups=chosen["groups"],
-        attention_head_dim=chosen["heads"],
-        cross_attention_dim=hidden,
-    )
+        attention_head_dim=own["heads"],
+        transformer_layers_per_block=own["depths"],
+        cross_attention_dim=first[0] + second[0] if sdxl else first[0],
+        **(xl_blocks(chosen["time"], pooled=second[0]) if sdxl else {}),
+    ).to(dtype)
     vae = AutoencoderKL(
         block_out_channels=chosen["vae"],
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -97,55 +135,61 @@ def make(out: Path, *, size: str, seed: int, dtype: torch.dtype) -> None:
         layers_per_block=2,
         norm_num_groups=chosen["groups"],
         latent_channels=4,
-        sample_size=512,
-        scaling_factor=0.18215,
+        sample_size=1024 if sdxl else 512,
+        scaling_factor=0.13025 if sdxl else 0.18215,
     )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=TOKENS,
-            projection_dim=hidden,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
+    text_encoder = CLIPTextModel(text_config(tokenizer, first, act="quick_gelu"))
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    if sdxl:
+        tokenizer_2 = make_tokenizer(out / "tokenizer_2", pad="!")
+        pipeline = StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, second, act="gelu")),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **schedule),
+            add_watermarker=False,
         )
-    )
-    scheduler = PNDMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    else:
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **schedule),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     pipeline.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
+
+
+def xl_blocks(time: int, *, pooled: int) -> dict[str, object]:
+    """What the U-Net of XL has otherwise: three levels, no attention at the first, and the embedded sizes."""
+    return {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time,
+        "projection_class_embeddings_input_dim": 6 * time + pooled,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", choices=("sd", "sdxl"), default="sd")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
     args = parser.parse_args(arguments)
     if args.out.exists() and any(args.out.iterdir()):
         sys.exit(f"error: {args.out} is in use: name a new folder")
-    make(args.out, size=args.size, seed=args.seed, dtype={"fp16": torch.float16, "fp32": torch.float32}[args.dtype])
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[args.dtype]
+    make(args.out, model=args.model, size=args.size, seed=args.seed, dtype=dtype)
     total = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"wrote {args.out}, {total / 1e6:.1f} MB")
 
