@@ -13,18 +13,19 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT.parent / "shared" / "photos"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A random pipeline with a VAE of factor 8, made as the README says."""
-    folder = tmp_path_factory.mktemp("models") / "random-sd"
-    make_random_sd.main(["--out", str(folder)])
-    return folder
+@pytest.fixture(params=["sd", "sdxl"])
+def model(request, tmp_path):
+    """The family, and a random pipeline of it with a VAE of factor 8, made as the README says."""
+    folder = tmp_path / "base"
+    make_random_sd.main(["--out", str(folder), "--model", request.param])
+    return request.param, folder
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs at {PHOTOS}")
 def test_six_photos_become_an_adapter_that_a_stock_pipeline_draws_with(model, tmp_path, monkeypatch):
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
+    family, model = model
     photos = tmp_path / "photos"
     photos.mkdir()
     chosen = [*sorted((PHOTOS / "dog").glob("*.jpg"))[:4], *sorted((PHOTOS / "vase").glob("*.jpg"))[:2]]
@@ -38,6 +39,7 @@ def test_six_photos_become_an_adapter_that_a_stock_pipeline_draws_with(model, tm
     recipe = lorakit.load_recipe(
         ROOT / "recipes" / "photos_cpu.toml",
         overrides=[
+            f"model.family={family}",
             f"model.path={model}",
             "data.sources.0.path=photos",
             "data.cache=cache",
@@ -57,7 +59,7 @@ def test_six_photos_become_an_adapter_that_a_stock_pipeline_draws_with(model, tm
 
     assert list((tmp_path / "cache").rglob("*.safetensors")), "latents were cached where the recipe says"
 
-    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
 
     def picture():
         g = torch.Generator().manual_seed(0)

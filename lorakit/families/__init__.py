@@ -13,7 +13,8 @@ from lorakit.core.settings import Settings, validate
 from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
-FAMILIES = Registry("lorakit.families", "family", frozenset({"protocol", "folders", "emphasis", "clip", "vae", "sgm"}))
+SHARED = frozenset({"protocol", "folders", "emphasis", "clip", "vae", "unet", "sgm"})  # files here that are no family
+FAMILIES = Registry("lorakit.families", "family", SHARED)
 
 
 def load(name: str, path: str, **settings: Any) -> Family:

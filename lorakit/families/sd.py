@@ -16,7 +16,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import clip, emphasis, folders, sgm, vae
+from lorakit.families import clip, emphasis, folders, sgm, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -41,24 +41,7 @@ def describe(settings: Settings) -> Description:
     folder = folders.resolve(settings.path, weights=False)
     on_hub = not Path(settings.path).is_dir() and settings.path != "embedded"
     folders.check(folder, PARTS, pipelines=PIPELINES, weights=not on_hub)
-    factor = vae.factor(folder)
-    channels = folders.read_config(folder, "vae")["latent_channels"]
-    tokenizer = clip.load_tokenizer(folder / "tokenizer")
-    return Description(
-        side_multiple=factor,
-        drawing_multiple=vae.drawing_multiple(factor),
-        resolution=factor * folders.read_config(folder, "unet")["sample_size"],
-        token_limit=tokenizer.model_max_length,
-        process=GaussianDiffusion.from_scheduler_config(
-            folders.read_config(folder, "scheduler", "scheduler_config.json")
-        ),
-        count_tokens=functools.partial(clip.count_tokens, tokenizer),
-        backbone=StableDiffusion.backbone,
-        default_targets=StableDiffusion.default_targets,
-        weight_shapes=lambda component: folders.weight_shapes(folder / component),
-        latent_size=lambda width, height: channels * (width // factor) * (height // factor),
-        text_size=tokenizer.model_max_length * folders.read_config(folder, "text_encoder")["hidden_size"],
-    )
+    return unet.describe(folder, StableDiffusion)
 
 
 def load(settings: Settings) -> "StableDiffusion":
@@ -98,7 +81,7 @@ class StableDiffusion(Names):
     """The family `sd`; see `protocol.Family`."""
 
     default_targets = {
-        "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+        "unet": unet.TARGETS,
         "text_encoder": clip.TARGETS,
     }
     default_format = "kohya"
@@ -205,7 +188,7 @@ def tiny() -> StableDiffusion:
     tokenizer = clip.tiny_tokenizer(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
+        backbone = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -221,7 +204,7 @@ def tiny() -> StableDiffusion:
         vae=autoencoder,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet,
+        unet=backbone,
         scheduler=DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),

@@ -17,7 +17,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import clip, emphasis, folders, sgm, vae
+from lorakit.families import clip, emphasis, folders, sgm, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionXLPipeline",)
@@ -43,26 +43,8 @@ def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizers."""
     folder = folders.resolve(settings.path, weights=False)
     folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
-    factor = vae.factor(folder)
-    channels = folders.read_config(folder, "vae")["latent_channels"]
-    tokenizer = clip.load_tokenizer(folder / "tokenizer")
-    widths = [folders.read_config(folder, part)["hidden_size"] for part in StableDiffusionXL.text_encoders]
     pooled = folders.read_config(folder, "text_encoder_2")["projection_dim"]
-    return Description(
-        side_multiple=factor,
-        drawing_multiple=vae.drawing_multiple(factor),
-        resolution=factor * folders.read_config(folder, "unet")["sample_size"],
-        token_limit=tokenizer.model_max_length,
-        process=GaussianDiffusion.from_scheduler_config(
-            folders.read_config(folder, "scheduler", "scheduler_config.json")
-        ),
-        count_tokens=functools.partial(clip.count_tokens, tokenizer),
-        backbone=StableDiffusionXL.backbone,
-        default_targets=StableDiffusionXL.default_targets,
-        weight_shapes=lambda component: folders.weight_shapes(folder / component),
-        latent_size=lambda width, height: channels * (width // factor) * (height // factor),
-        text_size=tokenizer.model_max_length * sum(widths) + pooled,
-    )
+    return unet.describe(folder, StableDiffusionXL, pooled=pooled)
 
 
 def load(settings: Settings) -> "StableDiffusionXL":
@@ -106,7 +88,7 @@ class StableDiffusionXL(Names):
     """The family `sdxl`; see `protocol.Family`."""
 
     default_targets = {
-        "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+        "unet": unet.TARGETS,
         "text_encoder": clip.TARGETS,
         "text_encoder_2": clip.TARGETS,
     }
@@ -241,7 +223,7 @@ def tiny() -> StableDiffusionXL:
     tokenizer_2 = clip.tiny_tokenizer(folder / "second", pad="!")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
+        backbone = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(16, 16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -264,7 +246,7 @@ def tiny() -> StableDiffusionXL:
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
-        unet=unet,
+        unet=backbone,
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,

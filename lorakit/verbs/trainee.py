@@ -26,6 +26,9 @@ from lorakit.training.warm import warm_start
 
 log = logging.getLogger("lorakit")
 
+# what diffusers calls it, and transformers, newly and formerly
+_CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+
 
 def components_to_adapt(recipe: Recipe, family: Family) -> dict[str, nn.Module]:
     """The components that get an adapter, the backbone first."""
@@ -48,10 +51,7 @@ def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Mod
         inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
-            # diffusers and transformers have different names for it
-            switch: Any = getattr(module, "enable_gradient_checkpointing", None)
-            switch = switch or getattr(module, "gradient_checkpointing_enable")  # noqa: B009
-            switch()
+            next(getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name))()
 
 
 def make_trainee(
