@@ -1,7 +1,7 @@
 """Finding a model's folder and saying what is wrong with it, before anything heavy is imported."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def resolve(path: str, *, weights: bool = True) -> Path:
 def _from_hub(name: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+    # weights of components: at the root lie single files of the whole model, as large as all of these together
+    patterns = ["*.json", "*.txt", "*.model"] + (["*/*.safetensors"] if weights else [])
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub library raises some twenty kinds; each means: not to be had
@@ -79,6 +80,26 @@ def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str], w
             )
     if problems:
         raise InputError(problems)
+
+
+def load_component(kind: Any, folder: Path) -> Any:
+    """The component in `folder`, in fp32, by its class in diffusers or transformers."""
+    return kind.from_pretrained(folder, **_loading(folder))
+
+
+def load_pipeline(kind: Any, folder: Path, parts: Iterable[str], **options: Any) -> Any:
+    """The stock pipeline in `folder`, whose weights lie in `parts`, in fp32; `options` are its class's own."""
+    pipeline = kind.from_pretrained(folder, **_loading(*(folder / part for part in parts)), **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _loading(*folders: Path) -> dict[str, Any]:
+    import torch
+
+    # where there are no others, files in half precision are taken: "model.fp16.safetensors"
+    half = any(all(".fp16." in file.name for file in folder.glob("*.safetensors")) for folder in folders)
+    return {"dtype": torch.float32, "use_safetensors": True, "variant": "fp16" if half else None}
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -97,10 +97,10 @@ class StableDiffusion(Names):
 
         quiet_libraries()
         self.path = path
-        self.dtype = dtype = torch.float32
-        self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)
+        self.dtype = torch.float32
+        self.unet = folders.load_component(UNet2DConditionModel, path / "unet")
         self.vae = vae.load(path)
-        self.text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, use_safetensors=True)
+        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
         self.tokenizer = clip.load_tokenizer(path / "tokenizer")
         self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
         self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
@@ -154,11 +154,7 @@ class StableDiffusion(Names):
     def stock_pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline
 
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True, safety_checker=None
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return folders.load_pipeline(StableDiffusionPipeline, self.path, self.components, safety_checker=None)
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads

@@ -105,13 +105,11 @@ class StableDiffusionXL(Names):
 
         quiet_libraries()
         self.path = path
-        self.dtype = dtype = torch.float32
-        self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, use_safetensors=True)
+        self.dtype = torch.float32
+        self.unet = folders.load_component(UNet2DConditionModel, path / "unet")
         self.vae = vae.load(path)
-        self.text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, use_safetensors=True)
-        self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
-            path / "text_encoder_2", dtype=dtype, use_safetensors=True
-        )
+        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
+        self.text_encoder_2 = folders.load_component(CLIPTextModelWithProjection, path / "text_encoder_2")
         self.tokenizer = clip.load_tokenizer(path / "tokenizer")
         self.tokenizer_2 = clip.load_tokenizer(path / "tokenizer_2")
         self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
@@ -188,11 +186,7 @@ class StableDiffusionXL(Names):
     def stock_pipeline(self) -> Any:
         from diffusers import StableDiffusionXLPipeline
 
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True, add_watermarker=False
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return folders.load_pipeline(StableDiffusionXLPipeline, self.path, self.components, add_watermarker=False)
 
     def metadata(self) -> dict[str, str]:
         return {

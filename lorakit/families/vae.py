@@ -23,7 +23,7 @@ def load(folder: Path) -> Any:
     """The VAE, in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, use_safetensors=True)
+    vae = folders.load_component(AutoencoderKL, folder / "vae")
     decode = vae.decode
     # stock pipelines hand over latents in the backbone's precision
     vae.decode = lambda z, *args, **kwargs: decode(z.float(), *args, **kwargs)

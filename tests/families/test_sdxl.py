@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from lorakit import families
-from lorakit.core.errors import InputError
+from lorakit.adapters import AdapterState
+from lorakit.adapters.state import FIRST, SECOND, factor_shapes
+from lorakit.core.errors import InputError, VerificationError
 from lorakit.export import DIALECTS
+from lorakit.export.keymap import family_layers
+from lorakit.export.verify import write_verified
 from lorakit.families import sd, sdxl
 
 
@@ -90,6 +94,34 @@ def test_kohya_files_with_the_names_of_diffusers_are_read_too() -> None:
     other = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
     assert keymap.to_foreign(ours) == kohya
     assert keymap.from_foreign(kohya) == keymap.from_foreign(other) == ours
+
+
+def adapter(names: list[str]) -> AdapterState:
+    """A random adapter of rank 2 on these layers."""
+    layers, generator = family_layers(sdxl.tiny()), torch.Generator().manual_seed(0)
+    tensors = {}
+    for name in names:
+        component, _, path = name.partition(".")
+        for ending, shape in zip((FIRST, SECOND), factor_shapes(layers[component][path], 2), strict=True):
+            tensors[name + ending] = 0.1 * torch.randn(shape, generator=generator)
+    return AdapterState("lora", tensors, dict.fromkeys(names, 1.0))
+
+
+def test_every_layer_is_loaded_back_from_kohyas_layout_by_the_stock_pipeline(tmp_path: Path) -> None:
+    names = [f"{part}.{path}" for part, found in family_layers(sdxl.tiny()).items() for path in found]
+    report = write_verified(adapter(names), tmp_path / "a.safetensors", family=sdxl.tiny(), format="kohya")
+    assert report.modules == len(names) == 288
+
+
+def test_a_layer_that_the_stock_pipeline_leaves_out_fails_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # under its own name, diffusers drops this one without a word
+    monkeypatch.setitem(sdxl.tiny()._blocks, "add_embedding.linear_1", "add_embedding.linear_1")
+    state = adapter(["unet.conv_in", "unet.add_embedding.linear_1"])
+    with pytest.raises(VerificationError, match="has 1 adapted layers instead of 2"):
+        write_verified(state, tmp_path / "a.safetensors", family=sdxl.tiny(), format="kohya")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_say_which_model_they_are_for() -> None:
