@@ -280,6 +280,26 @@ def test_every_step_is_the_stock_euler_step(config):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_step_from_any_t_is_the_stock_one(shift):
+    """All thousand, each from another x, with another velocity; the way that is gone is good to fp32's 1e-7 of x."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    stock = FlowMatchEulerDiscreteScheduler(shift=shift)
+    stock.set_timesteps(1000)
+    flow = RectifiedFlow.from_scheduler_config(dict(stock.config))
+    x, velocity, _ = drawn(shape=(1000, 3))
+    sigmas = flow.sigmas(1000, spacing="stock")
+    own = flow.euler_step(x, sigmas[:-1], sigmas[1:], velocity)
+    rows = []
+    for i, time in enumerate(stock.timesteps):
+        stock._step_index = i  # else it counts on from the step before
+        rows.append(stock.step(velocity[i : i + 1], time, x[i : i + 1]).prev_sample)
+    assert ((own - torch.cat(rows)).abs() / (1 + own.abs())).max() < 2e-7
+    gone = (own - x) / velocity
+    torch.testing.assert_close(gone, sigmas.diff()[:, None].expand_as(gone), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_every_step_is_the_stock_heun_step(shift):
     from diffusers import FlowMatchHeunDiscreteScheduler
 

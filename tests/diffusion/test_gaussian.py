@@ -49,6 +49,22 @@ def test_tables_are_of_one_process(schedule, zero_snr):
     assert p.posterior_variance[0] == 0
 
 
+def test_all_tables_come_from_the_rescaled_betas():
+    """Lin et al. change the betas: whatever was derived from the old ones would be another process's."""
+    rescaled = GaussianDiffusion(200, zero_terminal_snr=True)
+    given = GaussianDiffusion(betas=rescaled.betas)
+    plain = GaussianDiffusion(200)
+    tables = {name for name, value in vars(given).items() if isinstance(value, torch.Tensor)}
+    assert len(tables) >= 5
+    for name in tables:
+        assert torch.equal(getattr(rescaled, name), getattr(given, name))
+        assert not torch.allclose(getattr(rescaled, name), getattr(plain, name), rtol=1e-3, atol=0)
+    x0, noise, _ = drawn()
+    t = torch.tensor([0, 1, 50, 150, 199])
+    for a, b in zip(rescaled.q_posterior(x0, noise, t), given.q_posterior(x0, noise, t)):
+        assert torch.equal(a, b)
+
+
 def test_linear_schedule_is_ddpms():
     p = GaussianDiffusion(1000, 1e-4, 0.02)
     assert (p.betas[0].item(), p.betas[-1].item()) == (1e-4, 0.02)

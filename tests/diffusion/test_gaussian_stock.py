@@ -142,6 +142,23 @@ def test_forward_is_the_stock_one_at_every_t(name, scheduler):
         in_double(stock, p)
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_signal_to_noise_ratio_is_the_stock_one(name):
+    """As it comes good to 5e-4 at small t, where 1 - alphas_cumprod has few digits (cosine's to 1e-3).
+
+    Between t = 64 and 990 to 1e-5; the last of zero SNR's is nothing but rounding.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+
+    stock, p = DDPMScheduler(**CONFIGURATIONS[name]), process(name)
+    t = torch.arange(p.timesteps)
+    errors = (compute_snr(stock, t) / p.snr(t) - 1).abs()[:-1]
+    assert errors.max() < (1e-3 if name == "cosine" else 5e-4)
+    assert errors[64:990].max() < 1e-5
+    torch.testing.assert_close(compute_snr(in_double(stock, p), t).double(), p.snr(t), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("name", "prediction_type"), REVERSIBLE)
 def test_p_sample_is_the_stock_ddpm_step_at_every_t(name, prediction_type, monkeypatch):
     """As it comes, its variance is good to 4e-4 and its mean to 5e-4, from t = 64 on to 5e-6.
