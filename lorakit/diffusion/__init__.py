@@ -20,7 +20,8 @@ happens on a few hundredths of the numbers. x0 is z. `lorakit.families`: `encode
 - The target is the noise, v = sqrt(a_t) noise - sqrt(1 - a_t) x0 (Salimans and Ho 2022, arXiv:2202.00512), or x0:
   `GaussianDiffusion.target`; or the velocity noise - x0: `RectifiedFlow.target`. At a given x_t each says what the
   others would: `GaussianDiffusion.convert`, `GaussianDiffusion.predict_x0`, `RectifiedFlow.predict_x0`.
-- Which t is drawn, how much it counts, and the mean over a picture: `lorakit.diffusion.objectives`.
+- Which t is drawn: `timesteps.law`; with which noise: `noise.noises`; how much t counts: `weightings.weighting`; what a
+  difference costs: `losses.loss`. They meet, in the mean over a picture, in `lorakit.diffusion.objectives`.
 
 **Backbone**: `predict` is a U-Net (Rombach et al., section 3.2) or a transformer over patches of latents (Peebles and
 Xie 2022, arXiv:2212.09748) that attends to the text's states: softmax(Q Kᵀ / sqrt(d)) V with Q of the latents, K and V
