@@ -6,12 +6,13 @@ Rank 0 writes; the others wait where they must. When each is called is the loop'
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lorakit.adapters import AdapterState, adapter_state
@@ -41,7 +42,7 @@ class Keeper:
     """The loop's hooks for the run in folder `output`.
 
     `facts` are the entries of `state.json` that stay the same for the whole run; `recipe` is the text that the report
-    shows, without paths.
+    shows, without paths; `thumbnail(key)` draws a picture for it.
     """
 
     output: Path
@@ -56,6 +57,7 @@ class Keeper:
     file: MetricsFile | None
     validations: MetricsFile | None
     bar: Any
+    thumbnail: Callable[[str], Image.Image] | None = None
 
     def metrics(self, record: dict[str, Any]) -> None:
         if self.file is None:
@@ -184,7 +186,7 @@ class Keeper:
         self.flush()
         self._prune()  # the last validation came after the last checkpoint
         with _tolerated("report.html could not be written"):
-            write_report(self.output, prompts=self.sampling.prompts, recipe=self.recipe)
+            write_report(self.output, prompts=self.sampling.prompts, recipe=self.recipe, thumbnail=self.thumbnail)
 
     def rescue(self, weights: Mapping[str, Tensor]) -> str:
         """Hands out `weights`, the last that gave a finite loss, as the adapter of a run that has gone wrong."""

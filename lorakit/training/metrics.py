@@ -6,6 +6,7 @@ They are flushed in blocks, every few seconds, and before each checkpoint.
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -86,6 +87,11 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_bytes().split(b"\n"):
             if (record := _record(line)) is not None:
                 yield record
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a record is one, and finite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from lorakit.data.loader import Loader
 from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
 from lorakit.data.shards import Cache
+from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
@@ -162,6 +163,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             # the line of the step that a run goes on from is written anew
             validations=MetricsFile(output / "validation.jsonl", step=first_step - 1) if rank() == 0 else None,
             bar=progress,
+            thumbnail=lambda key: thumbnail(data, data.examples.keys.index(key), side=128),
         )
         report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
         adapter = keeper.finish()
