@@ -42,13 +42,14 @@ class Keeper:
     """The loop's hooks for the run in folder `output`.
 
     `facts` are the entries of `state.json` that stay the same for the whole run; `recipe` is the text that the report
-    shows, without paths; `thumbnail(key)` draws a picture for it.
+    shows, without paths, with `thumbnail(key)` for its pictures; `about` is the metadata of what is handed out.
     """
 
     output: Path
     run: RunSettings
     sampling: SampleSettings
     recipe: str
+    about: Mapping[str, str]
     facts: Mapping[str, Any]
     trainee: Trainee
     runtime: Runtime
@@ -95,6 +96,7 @@ class Keeper:
                 self.output / "adapters" / f"{checkpoint.name_of(step)}.safetensors",
                 format=self._format(),
                 family=trainee.family,
+                metadata=self._about(step),
                 dtype=DTYPES[self.run.save_dtype],
             )
         state = adapter_state(trainee.adapted)
@@ -163,16 +165,16 @@ class Keeper:
             shown = [f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in CURVES.values() if name in numbers]
             log.info("step %d: %s", step, ", ".join(shown) or "the validation loss is not finite")
 
-    def finish(self) -> Path:
-        """The adapter in its dialect, verified against a fresh stock pipeline, and the report."""
+    def finish(self, step: int) -> Path:
+        """The adapter after `step` steps in its dialect, verified against a fresh stock pipeline, and the report."""
         path = self.output / "adapter.safetensors"
         self.bar.close()
-        on_first_rank(lambda: self._finish(path))
+        on_first_rank(lambda: self._finish(path, self._about(step)))
         self.runtime.end()
         return path
 
-    def _finish(self, path: Path) -> None:
-        exported = self._export(self._handed_out(), path)
+    def _finish(self, path: Path, about: Mapping[str, str]) -> None:
+        exported = self._export(self._handed_out(), path, about)
         log.info(
             "adapter of %d layers, %s, %s: read back by %s, its predictions differ by at most %.1e",
             exported.modules,
@@ -182,7 +184,7 @@ class Keeper:
             exported.max_difference,
         )
         if self.trainee.average and self.run.ema and self.run.ema.export == "beside":
-            self._export(self._with(self.trainee.average.tensors), path.with_name("adapter-ema.safetensors"))
+            self._export(self._with(self.trainee.average.tensors), path.with_name("adapter-ema.safetensors"), about)
         self.flush()
         self._prune()  # the last validation came after the last checkpoint
         with _tolerated("report.html could not be written"):
@@ -193,17 +195,26 @@ class Keeper:
 
         def export() -> str:
             try:
-                self._export(self._with(weights), self.output / "adapter.safetensors")
+                self._export(self._with(weights), self.output / "adapter.safetensors", self.about)
             except LorakitError as error:
                 return f"The last good weights could not be written: {error}"
             return f"The last good weights are in {printable(self.output / 'adapter.safetensors')}."
 
         return on_first_rank(export)
 
-    def _export(self, state: AdapterState, path: Path) -> ExportReport:
+    def _export(self, state: AdapterState, path: Path, about: Mapping[str, str]) -> ExportReport:
         return export_adapter(
-            state, format=self._format(), out=path, family=self.trainee.family, dtype=DTYPES[self.run.save_dtype]
+            state,
+            format=self._format(),
+            out=path,
+            family=self.trainee.family,
+            metadata=about,
+            dtype=DTYPES[self.run.save_dtype],
         )
+
+    def _about(self, step: int) -> dict[str, str]:
+        epoch = step // self.facts["steps_per_epoch"]
+        return {**self.about, "ss_steps": str(step), "ss_epoch": str(epoch)}
 
     def _format(self) -> str:
         return self.run.format or self.trainee.family.default_format

@@ -21,6 +21,7 @@ from lorakit.core.files import printable
 from lorakit.core.processes import rank
 from lorakit.core.settings import Neutral
 from lorakit.data.loader import StepPlan
+from lorakit.export.metadata import AboutSettings
 from lorakit.optimizers.state import adapted_rate
 from lorakit.training.interrupt import Interrupt, decided
 from lorakit.training.step import StepReport, Trainee, learning_rates, run_step
@@ -75,6 +76,8 @@ class RunSettings(core_settings.Settings):
     """On a GPU, use only operations that give the same bits every time, at some cost; the CPU's always do."""
     format: str | None = None
     """Dialect of RUN/adapter.safetensors; the one that most programs read for the family where not given."""
+    about: Neutral[AboutSettings | None] = None
+    """What the adapter's file says to people. Left out: what follows from the recipe."""
     trackers: Neutral[list[Literal["wandb", "tensorboard"]]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""
 

@@ -41,6 +41,7 @@ from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
+from lorakit.verbs.provenance import provenance
 from lorakit.verbs.resume import (
     EXAMPLES,
     binding,
@@ -149,6 +150,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             run=recipe.run,
             sampling=recipe.sample,
             recipe=recipe.to_toml(paths=False),
+            about=provenance(recipe, data, data_report, trainee.family) if rank() == 0 else {},
             facts={
                 "global_batch": global_batch(recipe),
                 "steps_per_epoch": data.plan.steps_per_epoch,
@@ -166,7 +168,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             thumbnail=lambda key: thumbnail(data, data.examples.keys.index(key), side=128),
         )
         report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
-        adapter = keeper.finish()
+        adapter = keeper.finish(report.step)
     return RunResult(output, report.step, report.loss, adapter, time.perf_counter() - started)
 
 

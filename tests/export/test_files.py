@@ -84,7 +84,7 @@ def test_kohya_metadata_is_complete_and_says_nothing_of_this_machine(tmp_path) -
         "ss_network_alpha": "2.0",
         "ss_output_name": "zebra",
         "ss_base_model_version": "sd_v1",
-        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": "zebra",
     }
