@@ -1,6 +1,6 @@
 """Changes an adapter file's format, verified: what export does, for files.
 
-  lorakit convert mascot.safetensors --base embedded --to diffusers --out mascot-diffusers.safetensors
+lorakit convert mascot.safetensors --base embedded --to diffusers --out mascot-diffusers.safetensors
 """
 
 import argparse

@@ -52,7 +52,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         about.add_argument(f"--{name}", metavar="TEXT", help=text)
     about.add_argument("--thumbnail", metavar="PICTURE", type=Path, help="a picture to show, made small")
     about.add_argument(
-        "--date", metavar="DAY", nargs="?", const="today", type=_day, help="a date, today if none is said (default: none)"
+        "--date",
+        metavar="DAY",
+        nargs="?",
+        const="today",
+        type=_day,
+        help="a date; today if no day is said",
     )
 
 
@@ -83,8 +88,9 @@ def run(args: argparse.Namespace) -> None:
         accept_changed=args.accept_changed,
     )
     print(f"{report.path}: {report.format}, {report.dtype}, {report.modules} layers, {report.keys} tensors")
-    how = "" if report.reader != "lorakit" else " (no other program reads this format for the model)"
-    print(f"loaded back by {report.reader}{how}: predictions differ by at most {report.max_difference:.1e} of their size")
+    alone = " (no other program loads this format for the model)" if report.reader == "lorakit" else ""
+    most = f"predictions differ by at most {report.max_difference:.1e} of their size"
+    print(f"loaded back by {report.reader}{alone}: {most}")
     print(f"sha256 {report.sha256}")
 
 

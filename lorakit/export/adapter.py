@@ -57,9 +57,7 @@ def export_adapter(
         if out.exists():
             raise InputError(f"{printable(out)} exists already: say out= to choose another name.")
     entries = {**carried(file.metadata, family, name=source.stem), **(metadata or {})}
-    return write_verified(
-        state, Path(out), family=family, format=format, dtype=dtype or file.dtype, metadata=entries
-    )
+    return write_verified(state, Path(out), family=family, format=format, dtype=dtype or file.dtype, metadata=entries)
 
 
 def source_of(given: Path, *, step: int | None = None) -> Path:
@@ -82,14 +80,14 @@ def source_of(given: Path, *, step: int | None = None) -> Path:
         return given / RESULT
     saved = {_number(path): path for path in (given / "adapters").glob("step-*.safetensors")}
     if step not in saved:
-        steps = ", ".join(str(number) for number in sorted(saved) if number is not None) or "none"
+        steps = ", ".join(str(number) for number in sorted(saved)) or "none"
         raise InputError(f"{printable(given)} has saved no adapter at step {step}; it has: {steps}.")
     return saved[step]
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path) -> int:
     text = path.name.removesuffix(".safetensors").removeprefix("step-")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() else -1  # of no step
 
 
 def family_of_run(path: Path) -> Family:

@@ -14,12 +14,21 @@ from lorakit.adapters.state import FIRST, METADATA_KEY, AdapterState
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
+from lorakit.core.settings import Neutral
 from lorakit.export.alphas import ENTRY
 from lorakit.families.protocol import Family
 
 TITLES = ("modelspec.title", "ss_output_name")
 # what belongs to the bytes of one file, or to its layout, and is made anew for each
-_OWN = ("format", ENTRY, METADATA_KEY, "modelspec.hash_sha256", "ss_network_dim", "ss_network_alpha", "ss_network_module")
+_OWN = (
+    "format",
+    ENTRY,
+    METADATA_KEY,
+    "modelspec.hash_sha256",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_module",
+)
 _OWN_ENDS = ("adapter_config.json", "lorakit.digest", "sshs_model_hash", "sshs_legacy_hash")
 _PATH = re.compile(r'(^|["\'\s=(])(~?(/[^/\s"\']+){2,}|[A-Za-z]:\\)')
 _THUMBNAIL = 256  # pixels of the longer side
@@ -28,15 +37,15 @@ _THUMBNAIL = 256  # pixels of the longer side
 class AboutSettings(core_settings.Settings):
     """What an adapter's file says to people; each also an option of `lorakit export`."""
 
-    title: str | None = None
+    title: Neutral[str | None] = None
     """The name that programs show. Left out: the file's."""
-    author: str | None = None
+    author: Neutral[str | None] = None
     """Who made it."""
-    description: str | None = None
+    description: Neutral[str | None] = None
     """What it is for."""
-    license: str | None = None
+    license: Neutral[str | None] = None
     """The terms it may be used by, e.g. "CC-BY-4.0"."""
-    trigger: str | None = None
+    trigger: Neutral[str | None] = None
     """The words that call up what was learnt. Left out: the sources' triggers."""
 
     def entries(self) -> dict[str, str]:

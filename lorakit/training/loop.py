@@ -76,7 +76,7 @@ class RunSettings(core_settings.Settings):
     """On a GPU, use only operations that give the same bits every time, at some cost; the CPU's always do."""
     format: str | None = None
     """Dialect of RUN/adapter.safetensors; the one that most programs read for the family where not given."""
-    about: Neutral[AboutSettings | None] = None
+    about: AboutSettings | None = None
     """What the adapter's file says to people. Left out: what follows from the recipe."""
     trackers: Neutral[list[Literal["wandb", "tensorboard"]]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""

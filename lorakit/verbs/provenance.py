@@ -5,6 +5,7 @@ Only what the numbers of the adapter follow from is told: equal runs give equal 
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from lorakit.data.dataset import Dataset
@@ -63,7 +64,8 @@ def provenance(recipe: Recipe, data: Dataset, report: DataReport, family: Family
 
 def _public(path: str) -> str | None:
     """A name that means the same to everybody; None for a path of this machine."""
-    return path if path.startswith("hf://") or not path.startswith(("/", ".", "~")) else None
+    named = path == "embedded" or (path.count("/") == 1 and path[0] not in "./~" and not Path(path).exists())
+    return path if named or path.startswith("hf://") else None
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""lorakit/verbs/provenance.py: what a run knows is in its adapter, goes with it through every format, and names nobody."""
+"""lorakit/verbs/provenance.py: what a run knows is in its adapter, goes with it, and names nobody."""
 
 import getpass
 import json
