@@ -62,9 +62,9 @@ class Perturbation(core_settings.Settings):
 
 class Noise(core_settings.Settings):
     offset: Offset | None = None
-    """A shift of whole channels. Not for models that are trained down to pure noise, as flows are."""
+    """A shift of whole channels. Not for flows, and of no use to models with zero terminal SNR."""
     pyramid: Pyramid | None = None
-    """Noise of several resolutions. Not for models that are trained down to pure noise, as flows are."""
+    """Noise of several resolutions. Not for flows, and of no use to models with zero terminal SNR."""
     perturbation: Perturbation | None = None
     """More noise in the input than in the target."""
 
@@ -72,19 +72,35 @@ class Noise(core_settings.Settings):
 def noise_problems(settings: Noise, process: Process) -> list[str]:
     """Why these settings say nothing for this process, each with its key and what to do; empty: they do.
 
-    Sampling begins with white noise. Where a little signal is left at the last step, this is not what was trained, and
-    offset and pyramid teach the model not to read it. Where none is left (zero terminal SNR, flows), there is nothing
-    to mend, and other noise than sampling's would itself be the difference (Lin et al. 2023, arXiv:2305.08891).
+    A flow is the way from standard normal noise to the data, and sampling begins with that noise: from another noise it
+    is another way, and at its end no signal is left that the model would have to be kept from reading.
     """
-    last = 1.0 if process.prediction_type == "flow" else process.timesteps - 1
-    if process.snr(torch.tensor([last])).any():
+    if process.prediction_type != "flow":
         return []
     return [
-        f"objective.noise.{name}: this model is trained down to pure noise, with which sampling starts: it needs no "
-        "other noise, and would start from one that it has not learned. Leave the section out."
-        for name in ("offset", "pyramid")
-        if getattr(settings, name) is not None
+        f"objective.noise.{name} is not defined for a flow, which this model is: it begins at standard normal noise. "
+        "Leave the section out."
+        for name in _of_other_covariance(settings)
     ]
+
+
+def noise_advice(settings: Noise, process: Process) -> list[str]:
+    """What a person should know of these settings for this process, each with its key.
+
+    Offset and pyramid keep a model from reading the little signal that is left at the last step, from which sampling
+    does not start. With zero terminal SNR none is left (Lin et al. 2023, arXiv:2305.08891).
+    """
+    if process.prediction_type == "flow" or process.snr(torch.tensor([process.timesteps - 1])).any():
+        return []
+    return [
+        f"objective.noise.{name}: this model's last step is pure noise (zero terminal SNR), as sampling's start is: "
+        "other noise has nothing to mend there, and makes the two differ. Leave it out unless the model was made so."
+        for name in _of_other_covariance(settings)
+    ]
+
+
+def _of_other_covariance(settings: Noise) -> list[str]:
+    return [name for name in ("offset", "pyramid") if getattr(settings, name) is not None]
 
 
 def extra(settings: Noise, shape: tuple[int, ...], of: Callable[[str], torch.Generator]) -> dict[str, Tensor]:

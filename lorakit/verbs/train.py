@@ -27,7 +27,7 @@ from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Description, Family
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
@@ -241,8 +241,11 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
             problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
+    advice: list[str] = []
     if not surveyed.report.errors:
-        problems += _unsuited(recipe)
+        model = families.describe_settings(recipe.model)
+        problems += _unsuited(recipe, model)
+        advice += OBJECTIVES.module(recipe.objective.kind).advice(recipe.objective, model.process)
     if recipe.run.keep_best and surveyed.dataset and not measured_sets(recipe, surveyed.dataset):
         problems.append(
             'run.keep_best goes by the validation loss, and there is none: name a source with role = "validation" or '
@@ -252,6 +255,7 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
         raise InputError(problems)
     for text in (
         *recipe.optimizer.advice(),
+        *advice,
         *surveyed.report.warnings,
         *(f"left out: {reason}" for reason in surveyed.report.skipped),
     ):
@@ -259,9 +263,8 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     return surveyed.usable(), surveyed.report
 
 
-def _unsuited(recipe: Recipe) -> list[str]:
+def _unsuited(recipe: Recipe, model: Description) -> list[str]:
     """Settings that say nothing for this model; a stock pipeline would draw other sizes in silence."""
-    model = families.describe_settings(recipe.model)
     sides = {"width": recipe.sample.width, "height": recipe.sample.height} if recipe.sample.prompts else {}
     wrong = [
         f"sample.{name} = {side}: the model draws multiples of {model.drawing_multiple} pixels."

@@ -15,7 +15,7 @@ from lorakit.core.settings import validate
 from lorakit.core.types import Batch
 from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
 from lorakit.diffusion.noise import Noise, _gain, extra, noises
-from lorakit.diffusion.objectives.denoising import Settings, build, problems
+from lorakit.diffusion.objectives.denoising import Settings, advice, build, problems
 
 GAUSSIAN, FLOW = GaussianDiffusion(prediction_type="v_prediction"), RectifiedFlow()
 EACH: dict[str, dict[str, Any]] = {
@@ -189,13 +189,19 @@ def test_a_sample_is_the_same_in_any_company(name: str) -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", [FLOW, GaussianDiffusion(zero_terminal_snr=True)], ids=["flow", "zero"])
-def test_other_noise_is_refused_where_sampling_starts_from_what_was_trained(process: Any) -> None:
-    found = problems(settings(**EACH), process)
-    assert [problem.partition(":")[0] for problem in found] == ["objective.noise.offset", "objective.noise.pyramid"]
-    assert all("Leave the section out" in problem for problem in found)
-    assert problems(settings(perturbation={}), process) == []
-    assert problems(settings(**EACH), GaussianDiffusion()) == []
+def test_other_noise_is_refused_for_a_flow_and_advised_against_where_no_signal_is_left() -> None:
+    zero = GaussianDiffusion(zero_terminal_snr=True)
+    keys = ["objective.noise.offset", "objective.noise.pyramid"]
+    found = problems(settings(**EACH), FLOW)
+    assert [problem.split(" ")[0] for problem in found] == keys and all("Leave the section out" in p for p in found)
+    told = advice(settings(**EACH), zero)
+    assert [text.partition(":")[0] for text in told] == keys and all("Leave it out" in text for text in told)
+    for process in (zero, GaussianDiffusion()):
+        assert problems(settings(**EACH), process) == []
+    for process in (FLOW, GaussianDiffusion()):
+        assert advice(settings(**EACH), process) == []
+    for process in (FLOW, zero):
+        assert problems(settings(perturbation={}), process) == advice(settings(perturbation={}), process) == []
 
 
 @pytest.mark.parametrize(

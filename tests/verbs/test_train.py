@@ -217,6 +217,11 @@ def test_what_counts_and_what_it_costs_reaches_the_training(make_recipe: Make) -
         assert records(train(make_recipe(str(i), f"objective.{changed}", "run.steps=1")).output)[0]["loss"] != plain
 
 
+def test_what_is_of_no_use_to_the_model_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
+    dry_run(make_recipe("run", "model.path=embedded", "data.buckets.resolution=64", "objective.noise.offset={}"))
+    assert "objective.noise.offset: this model's last step is pure noise" in caplog.text
+
+
 def test_a_rate_that_is_hardly_meant_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
     train(make_recipe("run", "optimizer.kind=prodigy", "optimizer.lr=5e-4", "run.steps=1"))
     assert "multiplies the rate that Prodigy finds" in caplog.text

@@ -13,7 +13,7 @@ from torch import Tensor
 from lorakit.core import settings as core_settings
 from lorakit.core.types import Batch, LossReport, Predict, Process
 from lorakit.diffusion.losses import MSE, Loss, loss
-from lorakit.diffusion.noise import Noise, noise_problems, noises
+from lorakit.diffusion.noise import Noise, noise_advice, noise_problems, noises
 from lorakit.diffusion.preservation import NoPreservation, Preservation, preserve
 from lorakit.diffusion.timesteps import Timesteps, Uniform, law
 from lorakit.diffusion.weightings import NoWeighting, Weighting, weighting
@@ -51,6 +51,11 @@ def problems(settings: Settings, process: Process) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return found + noise_problems(settings.noise, process)
+
+
+def advice(settings: Settings, process: Process) -> list[str]:
+    """What a person should know of these settings for this process before hours are spent."""
+    return noise_advice(settings.noise, process)
 
 
 def build(settings: Settings, process: Process) -> Callable[[Predict, Batch], LossReport]:
