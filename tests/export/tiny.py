@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorakit.adapters import AdapterState, adapter_state, load_adapter_state, lora, trainable_parameters
 from lorakit.export.probe import Calls, record_calls, stock_components
+from lorakit.families import FAMILIES
 from lorakit.families.protocol import Family
 from lorakit.families.sd import tiny
 
@@ -20,6 +21,7 @@ def family() -> Family:
 @functools.cache
 def made(
     *,
+    of: str = "sd",
     rank: int = 4,
     alpha: float = 4.0,
     rslora: bool = False,
@@ -27,14 +29,15 @@ def made(
     targets: tuple[str, ...] = (),
     text: bool = True,
 ) -> AdapterState:
-    """An adapter on the tiny family with a random B; the text encoder's has half the rank and another alpha."""
-    model = tiny()
+    """An adapter on a tiny family with a random B; the text encoders' has half the rank and another alpha."""
+    model = FAMILIES.module(of).tiny()
     components = stock_components(model.stock_pipeline(), model)
     settings = lora.Settings(rank=rank, alpha=alpha, rslora=rslora)
     lora.inject(components["unet"], settings, targets=targets or (*model.default_targets["unet"], *CONVS), seed=0)
     if text:
         part = lora.PartSettings(rank=max(1, rank // 2), alpha=1.5 * alpha, rslora=rslora)
-        lora.inject(components["text_encoder"], part, targets=model.default_targets["text_encoder"], seed=0)
+        for name in model.text_encoders:
+            lora.inject(components[name], part, targets=model.default_targets[name], seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in trainable_parameters(components).items():
         if name.endswith("lora_B.weight"):
