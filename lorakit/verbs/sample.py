@@ -21,7 +21,7 @@ log = logging.getLogger("lorakit")
 
 # how much of the noise a picture that is drawn over starts with, where nobody says: enough for another subject in the
 # same place; all, where only what is masked is drawn; little enough to keep what is enlarged
-STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.4}
+STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.3}
 
 
 def sample(
