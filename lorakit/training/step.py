@@ -85,20 +85,25 @@ def predictor(trainee: Trainee, batch: Batch) -> Predict:
     return predict
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """`batch` with its tensors there."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {name: move(tensor) for name, tensor in value.items()}
+        return value
+
+    return replace(batch, **{field.name: move(getattr(batch, field.name)) for field in fields(batch)})
+
+
 def ready(trainee: Trainee, batch: Batch) -> Batch:
     """`batch` on the device, its pixels encoded where it has no latents yet.
 
     Raises InputError naming the picture whose latents are not finite.
     """
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(trainee.device, non_blocking=True)
-        if isinstance(value, Mapping):
-            return {name: move(tensor) for name, tensor in value.items()}
-        return value
-
-    batch = replace(batch, **{field.name: move(getattr(batch, field.name)) for field in fields(batch)})
+    batch = on_device(batch, trainee.device)
     if batch.latents is None:
         assert batch.pixels is not None, "a batch has latents or pixels"
         with torch.no_grad():

@@ -20,7 +20,7 @@ from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
 from lorakit.training.processes import resolve_precision
 from lorakit.training.reading import misread, unexplained
-from lorakit.training.step import Trainee, predictor, ready
+from lorakit.training.step import Trainee, on_device, predictor, ready
 from lorakit.training.validation import BANDS, Validation, evaluated
 
 _PICTURES = 6  # that a model's predictions are looked at on
@@ -87,12 +87,10 @@ def check_model(recipe: Recipe, data: Dataset) -> tuple[str | None, dict[str, fl
 
     def samples() -> Iterator[tuple[Batch, Predict]]:
         for batch in loader.fixed(data.sample(_PICTURES), draws=1):
+            batch = on_device(batch, device)
             assert batch.pixels is not None
             latents = family.encode_images(batch.pixels).float()
-            yield (
-                replace(batch, latents=latents, noise=batch.noise.to(device)),
-                partial(_predict, family, encode, batch),
-            )
+            yield replace(batch, latents=latents), partial(_predict, family, encode, batch)
 
     found = unexplained(family.process, samples())
     return misread(family.process, found), found
