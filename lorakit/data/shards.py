@@ -94,19 +94,24 @@ class Cache:
     def read_stacked(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of all `keys` stacked, (B, …) by name: they are copied once, from the disk's pages to the batch.
 
-        All must have the same names, shapes and types.
+        All must have the same names and types, and the same shapes but for the first axis: captions have lengths of
+        their own, and zeros follow the shorter ones.
         """
         places, maps = self._opened(keys)
-        layout = places[0].layout
-        assert all(place.layout == layout for place in places), "entries of different shapes cannot be stacked"
         stacked = {}
-        for name, dtype, shape, after, size in layout:
-            stacked[name] = part_tensor(dtype, (len(keys), *shape))
+        for parts in zip(*(place.layout for place in places), strict=True):
+            name, dtype, shape, _, _ = parts[0]
+            assert all(
+                part[:2] == (name, dtype) and part.shape[1:] == shape[1:] and len(part.shape) == len(shape)
+                for part in parts
+            ), "entries of different shapes cannot be stacked"
+            longest, size = max(part.shape for part in parts), max(part.size for part in parts)
+            stacked[name] = part_tensor(dtype, (len(keys), *longest))
             target = stacked[name].reshape(-1).view(torch.uint8).numpy().data
-            at = 0
-            for shard, start, _ in places:
-                target[at : at + size] = maps[shard][start + after : start + after + size]
-                at += size
+            for at, (shard, start, _), part in zip(range(0, len(target), size or 1), places, parts):
+                begin, end = start + part.start, at + part.size
+                target[at:end] = maps[shard][begin : begin + part.size]
+                target[end : at + size] = bytes(size - part.size)
         return stacked
 
     def shard_of(self, key: str) -> str:

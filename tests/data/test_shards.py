@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorakit.core.errors import StorageError
 from lorakit.data import shards, upkeep
+from lorakit.data.shard_file import part_tensor
 from lorakit.data.shards import Cache, content_key
 
 
@@ -166,6 +167,22 @@ def test_a_batch_is_read_as_one_tensor_a_name(tmp_path: Path) -> None:
     cache.write({key("other"): {"latents": torch.zeros(1)}})
     with pytest.raises(AssertionError, match="different shapes"):
         cache.read_stacked([key(1), key("other")])
+
+
+def test_zeros_follow_what_is_shorter_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    entries = {key(n): {"length": torch.tensor(n), "states": torch.randn(n, 2).bfloat16()} for n in (3, 0, 5)}
+    cache.write(entries)
+    monkeypatch.setattr(shards, "part_tensor", lambda dtype, shape: part_tensor(dtype, shape).fill_(7))
+    stacked = cache.read_stacked([key(3), key(0), key(5)])
+    assert stacked["length"].tolist() == [3, 0, 5] and stacked["states"].shape == (3, 5, 2)
+    for n, states in zip((3, 0, 5), stacked["states"]):
+        assert torch.equal(states[:n], entries[key(n)]["states"]) and not states[n:].any()
+    assert cache.read_stacked([key(3)])["states"].shape == (1, 3, 2), "padding depends on the batch alone"
+    for n, other in enumerate([torch.zeros(3), torch.zeros(3, 3).bfloat16(), torch.zeros(3, 2)]):
+        cache.write({key(f"other {n}"): {"length": torch.tensor(3), "states": other}})
+        with pytest.raises(AssertionError, match="different shapes"):
+            cache.read_stacked([key(3), key(f"other {n}")])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool, torch.uint8])
