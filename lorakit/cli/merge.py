@@ -1,61 +1,106 @@
-"""Folds adapters into a base and saves the result as a pipeline of its own.
+"""Folds adapters into a base and saves the result as a model of its own.
 
-lorakit merge embedded runs/mascot/adapter.safetensors:0.8 --out merged
+  lorakit merge embedded runs/mascot/adapter.safetensors:0.8 --out merged
+  lorakit merge embedded one.safetensors:0.8,text_encoder=0,unet.up_blocks=1.2 two.safetensors --out merged
+
+A weight is a number for the whole adapter, and behind it, if need be, numbers for components and blocks of the model by
+the beginning of their names; the longest that fits a layer counts.
 """
 
 import argparse
+import contextlib
 import math
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorakit.cli.export import DTYPES, load_base
+from lorakit.cli.export import DTYPES
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 
+if TYPE_CHECKING:
+    from lorakit.export.weights import Weights
+
 HELP = "fold adapters into a base"
+_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help='a diffusers folder, a hub name, or "embedded"')
     parser.add_argument("adapters", metavar="ADAPTER[:WEIGHT]", nargs="+", help="adapter files, weight 1 if not said")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the merged pipeline")
-    parser.add_argument("--dtype", choices=DTYPES, help="number format to save (default: each component's own)")
-    parser.add_argument("--family", help="the base's model family")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the merged model")
+    parser.add_argument("--dtype", choices=DTYPES, help="number format to save (default: each tensor's own)")
+    parser.add_argument("--max-shard-size", metavar="SIZE", default="10GB", help="largest file (default 10GB)")
+    parser.add_argument("--no-verify", action="store_true", help="do not load the result to compare its predictions")
+    parser.add_argument("--family", help="the base's model family, to be sure of it")
     parser.add_argument("--assume-alpha", type=float, help="alpha of layers whose file holds none")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.out.exists():
         raise InputError(f"--out {printable(args.out)} exists already: choose another folder.")
-    adapters = [weighted(text) for text in args.adapters]
+    size = _bytes(args.max_shard_size)
+    adapters = [adapter_of(text) for text in args.adapters]
     from lorakit.core.quiet import quiet_libraries
 
     quiet_libraries()
+    from lorakit import families
     from lorakit.export import merge_adapter
     from lorakit.export.files import DTYPES as KNOWN
+    from lorakit.training.processes import bar
 
-    report = merge_adapter(
-        load_base(args.base, args.family),
-        adapters,
-        out=args.out,
-        dtype=KNOWN[args.dtype] if args.dtype else None,
-        assume_alpha=args.assume_alpha,
-    )
+    if args.family is not None:
+        families.describe(args.family, args.base)
+    with contextlib.closing(bar(unit="MB", label="folding")) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total // 1000**2
+            progress.update(done // 1000**2 - progress.n)
+
+        report = merge_adapter(
+            args.base,
+            adapters,
+            out=args.out,
+            dtype=KNOWN[args.dtype] if args.dtype else None,
+            max_shard_size=size,
+            assume_alpha=args.assume_alpha,
+            verify=not args.no_verify,
+            on_progress=show,
+        )
     kinds = ", ".join(f"{name} {kind}" for name, kind in report.dtypes.items())
     print(f"{report.path}: {report.modules} layers changed; saved as {kinds}")
-    print(f"loaded back: predictions differ from those of base and adapters by {report.max_difference:.1e} at most")
+    if report.max_difference is None:
+        print("not loaded back, as asked")
+    else:
+        print(f"loaded back: predictions differ from those of base and adapters by {report.max_difference:.1e} at most")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip(), re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise InputError(f"--max-shard-size {printable(text)}: write a size like 500MB or 10GB.")
+    return int(match[1]) * _UNITS[(match[2] or "").upper()]
+
+
+def adapter_of(text: str) -> "tuple[Path, Weights]":
+    """`FILE[:WEIGHT]` as path and weights; a colon that no weight follows belongs to the path."""
+    from lorakit.export.weights import Weights
+
+    path, colon, said = text.rpartition(":")
+    weights = Weights.parsed(said) if colon and path else None
+    if weights is not None:
+        return Path(path), weights
+    if colon and Path(path).exists() and not Path(text).exists():
+        raise InputError(
+            f"{printable(text)}: the weight {printable(said)!r} is no number, and none like 0.8,text_encoder=0."
+        )
+    return Path(text), Weights()
 
 
 def weighted(text: str) -> tuple[Path, float]:
-    """`FILE[:WEIGHT]` as path and weight; a colon that no number follows belongs to the path."""
-    path, colon, number = text.rpartition(":")
-    if colon and path:
-        try:
-            weight = float(number)
-        except ValueError:
-            if Path(path).exists() and not Path(text).exists():
-                raise InputError(f"{printable(text)}: the weight {printable(number)!r} is no number.") from None
-            return Path(text), 1.0
-        if not math.isfinite(weight):
-            raise InputError(f"{printable(text)}: the weight must be a finite number.")
-        return Path(path), weight
-    return Path(text), 1.0
+    """`FILE[:WEIGHT]` as path and one number."""
+    path, weights = adapter_of(text)
+    if weights.parts:
+        raise InputError(f"{printable(text)}: weights of parts are for merge: give one number.")
+    assert math.isfinite(weights.default), "weights are finite"
+    return path, weights.default

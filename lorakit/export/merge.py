@@ -1,55 +1,64 @@
-"""Folding adapters into a base: W + Σ weight · alpha/rank · B A, saved as a pipeline of its own and verified."""
+"""Folding adapters into a base: W + Σ weight · alpha/rank · B A, tensor by tensor, saved as a model of its own.
+
+No model is loaded for it, so that a base of any size can be folded; the check at the end, that it predicts what base
+and adapters do, loads it twice, and can be left out. Weights on disk: shards.py.
+"""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorakit import families
 from lorakit.adapters import AdapterState, load_adapter_state
-from lorakit.adapters.state import FIRST, SECOND, adaptable_layers
+from lorakit.adapters.state import FIRST, SECOND
 from lorakit.core.errors import InputError, VerificationError
 from lorakit.core.files import folder_aside, printable
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import dtype_name, read_adapter
+from lorakit.export.keymap import family_layers
 from lorakit.export.probe import difference, largest, record_calls, stock_components
-from lorakit.families.protocol import Family
+from lorakit.export.shards import Stored, write_stored
+from lorakit.export.weights import Weights
+from lorakit.families.protocol import Family, Names
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-# headers name number formats otherwise than torch
-_HEADER = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+MAX_SHARD_SIZE = 10 * 1000**3  # diffusers' own
+Adapter = Path | str | tuple[Path | str, float | Mapping[str, float] | Weights]
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """The merged pipeline's folder, the number format of each component, how many layers changed, and how far its
-    predictions are from those of base and adapters, relative to the largest one."""
+    """The merged model's folder, the number format of each component, how many layers changed, and how far its
+    predictions are from those of base and adapters, relative to the largest one (None: not checked)."""
 
     path: Path
     dtypes: dict[str, str]
     modules: int
-    max_difference: float
+    max_difference: float | None
 
 
 def merge_adapter(
     base: Family | str,
-    adapters: Sequence[Path | str | tuple[Path | str, float]],
+    adapters: Sequence[Adapter],
     *,
     out: Path | str,
     dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
     assume_alpha: float | None = None,
+    verify: bool = True,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> MergeReport:
     """Saves `base` with each adapter, times its weight, folded in, as a diffusers folder at `out`.
 
-    `base` is a family, or the path of one of the default family; an adapter is a path, or a path and its weight.
-    Everything is computed in fp32; `dtype` is what is
-    saved, by default each component's own. Raises InputError for an adapter that does not fit and an `out` that exists,
-    VerificationError (nothing is left) where the saved pipeline predicts otherwise than base and adapters do.
+    `base` is a family or a model's path; an adapter is a path, or a path and its weight: a number, or numbers by
+    component and block (weights.py). Everything is computed in fp32; `dtype` is what is saved, by default each tensor's
+    own. `on_progress` is told bytes done and in all. Raises InputError for an adapter that does not fit and an `out`
+    that exists, VerificationError (nothing is left) where the saved model predicts otherwise than base and adapters.
     """
     out = Path(out)
     if out.exists():
@@ -57,53 +66,79 @@ def merge_adapter(
     if not adapters:
         raise InputError("merge needs an adapter at least.")
     quiet_libraries()
-    if isinstance(base, str):
-        base = families.load(families.DEFAULT, base)
-    weighted = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in adapters]
-    states = [(read_adapter(path, family=base, assume_alpha=assume_alpha), float(weight)) for path, weight in weighted]
-    calls = record_calls(base)
-    with torch.random.fork_rng(devices=[]):
-        components = stock_components(base.stock_pipeline(), base)
-        for state, weight in states:
-            load_adapter_state(components, state, weight=weight)
-        wanted = calls.answer(components)
-        del components  # one copy of the model at a time
+    names: Names = families.outline(base) if isinstance(base, str) else base
+    folder = families.folder_of(base) if isinstance(base, str) else base.path
+    states = []
+    for entry in adapters:
+        path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
+        states.append(Weights.of(weight).applied(read_adapter(path, family=names, assume_alpha=assume_alpha)))
+    parts = {part: Stored.found(folder / part) for part in _components(folder)}
+    weights = {part: stored for part, stored in parts.items() if stored is not None}
+    changes = _places(names, weights, states)
+    total, done = sum(stored.size() for stored in weights.values()), 0
 
-        pipeline = base.stock_pipeline()
-        loader = type(pipeline)
-        for state, weight in states:
-            fold(stock_components(pipeline, base), state, weight=weight)
-        dtypes = _set_dtypes(pipeline, base, dtype)
-        with folder_aside(out) as aside:
-            pipeline.save_pretrained(aside, safe_serialization=True)
-            del pipeline
-            _forget_origin(aside)
-            saved = loader.from_pretrained(aside, dtype=torch.float32, local_files_only=True)
-            got = calls.answer(stock_components(saved, base))
-            worst = 0.0
-            for component, answers in wanted.items():
-                size = largest(answers)
-                off = difference(got[component], answers) / size if size else 0.0
-                if not off <= TOLERANCE.get(dtypes[component], 1e-5):
-                    raise VerificationError(
-                        f"the merged {component} predicts otherwise than the base with its adapters: "
-                        f"by {off:.1e} of the predictions' size. Nothing was left at {printable(out)}."
-                    )
-                worst = max(worst, off)
-    layers = {layer for state, _ in states for layer in state.layers()}
+    def progress(size: int) -> None:
+        nonlocal done
+        done += size
+        on_progress(min(done, total), total)
+
+    with folder_aside(out) as aside:
+        _copy_rest(folder, aside, parts)
+        for part, stored in weights.items():
+            write_stored(
+                stored,
+                aside / part,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                change=_change(changes.get(part, {}), states),
+                on_progress=progress,
+            )
+        dtypes = {part: dtype or stored.dtype() for part, stored in weights.items()}
+        weights.clear()  # the base's files
+        worst = None
+        if verify:
+            family = families.load(names.name, base) if isinstance(base, str) else base
+            worst = _verified(family, states, aside, dtypes, out)
+    layers = {layer for state in states for layer in state.layers()}
     return MergeReport(out, {name: dtype_name(kind) for name, kind in dtypes.items()}, len(layers), worst)
 
 
-@torch.no_grad()
-def fold(components: dict[str, nn.Module], state: AdapterState, *, weight: float = 1.0) -> None:
-    """Adds weight · alpha/rank · B A to the layers' own weights, in place and in fp32."""
-    for name in state.layers():
+def _components(folder: Path) -> list[str]:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return [part for part, entry in index.items() if isinstance(entry, list) and (folder / part).is_dir()]
+
+
+def _places(names: Names, weights: Mapping[str, Stored], states: Sequence[AdapterState]) -> dict[str, dict[str, str]]:
+    """The layer that each tensor on disk which changes belongs to, by component and key."""
+    found: dict[str, dict[str, str]] = {}
+    layers = family_layers(names)
+    for name in sorted({layer for state in states for layer in state.layers()}):
         component, _, path = name.partition(".")
-        layer = adaptable_layers(components[component])[path]
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        change = product(state.tensors[name + FIRST], state.tensors[name + SECOND])
-        scale = weight * state.alphas[name] / len(state.tensors[name + FIRST])
-        layer.weight += (scale * change).to(layer.weight.device)
+        stored = weights.get(component)
+        # a file may have the published names, which a library has since changed
+        spelled = (f"{path}.weight", f"{names.original_name(component, path)}.weight")
+        key = next((key for key in spelled if stored is not None and key in stored.files), None)
+        shape = list(layers[component][path].weight.shape)  # type: ignore[arg-type]
+        if stored is None or key is None or stored.headers[key]["shape"] != shape:
+            raise InputError(f"the base has no weights {shape} of {printable(name)}, which the adapter changes.")
+        found.setdefault(component, {})[key] = name
+    return found
+
+
+def _change(places: Mapping[str, str], states: Sequence[AdapterState]) -> Callable[[str, Tensor], Tensor]:
+    return lambda key, tensor: folded(tensor, states, places[key]) if key in places else tensor
+
+
+@torch.no_grad()
+def folded(weight: Tensor, states: Sequence[AdapterState], layer: str) -> Tensor:
+    """The weight of `layer` with what `states` add to it, in fp32."""
+    total = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    for state in states:
+        if state.alphas.get(layer):
+            first, second = state.tensors[layer + FIRST], state.tensors[layer + SECOND]
+            # in place, so that a weight is in memory once and no product beside it
+            total.flatten(1).addmm_(second.flatten(1), first.flatten(1), alpha=state.alphas[layer] / len(first))
+    return total
 
 
 def product(first: Tensor, second: Tensor) -> Tensor:
@@ -111,34 +146,51 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     return (second.flatten(1) @ first.flatten(1)).reshape(second.shape[0], *first.shape[1:])
 
 
-def _set_dtypes(pipeline: Any, base: Family, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    dtypes = {}
-    for name, module in pipeline.components.items():
-        if isinstance(module, nn.Module):
-            dtypes[name] = dtype or stored_dtype(base.path / name) or torch.float32
-            module.to(dtypes[name])
-            if not all(p.isfinite().all() for p in module.parameters()):
-                held = dtype_name(dtypes[name])
-                raise InputError(f"the merged {name} has values that {held} cannot hold: ask for fp32.")
-    return dtypes
-
-
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The number format of most values in a component's safetensors files; None where there are none."""
-    sizes: Counter[str] = Counter()
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                sizes[entry["dtype"]] += end - start
-    return _HEADER.get(sizes.most_common(1)[0][0]) if sizes else None
-
-
-def _forget_origin(folder: Path) -> None:
-    """Takes the base's path on this machine out of the configurations: the folder is made to be passed on."""
-    for file in sorted(folder.rglob("*.json")):
-        value = json.loads(file.read_text(encoding="utf-8"))
+def _copy_rest(folder: Path, aside: Path, parts: Mapping[str, Stored | None]) -> None:
+    """Copies configurations, tokenizers and the licence, without where on this machine they came from."""
+    files = [folder / "model_index.json", *folder.glob("LICENSE*")]
+    for part in parts:
+        (aside / part).mkdir(parents=True)
+        files += [
+            path
+            for path in sorted((folder / part).iterdir())
+            if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+        ]
+    for file in files:
+        target = aside / file.relative_to(folder)
+        if file.suffix != ".json":
+            shutil.copyfile(file, target)
+            continue
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(text)
         if isinstance(value, dict) and value.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+            text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        target.write_text(text, encoding="utf-8")
+
+
+def _verified(
+    base: Family, states: Sequence[AdapterState], saved: Path, dtypes: Mapping[str, torch.dtype], out: Path
+) -> float:
+    """The largest relative difference of a prediction of the model at `saved` from base and adapters."""
+    calls = record_calls(base)
+    with torch.random.fork_rng(devices=[]):
+        pipeline = base.stock_pipeline()
+        loader = type(pipeline)
+        components: dict[str, nn.Module] = stock_components(pipeline, base)
+        for state in states:
+            load_adapter_state(components, state)
+        wanted = calls.answer(components)
+        del pipeline, components  # one copy of the model at a time
+        merged = loader.from_pretrained(saved, dtype=torch.float32, local_files_only=True)
+        got = calls.answer(stock_components(merged, base))
+    worst = 0.0
+    for component, answers in wanted.items():
+        size = largest(answers)
+        off = difference(got[component], answers) / size if size else 0.0
+        if not off <= TOLERANCE.get(dtypes[component], 1e-5):
+            raise VerificationError(
+                f"the merged {component} predicts otherwise than the base with its adapters: "
+                f"by {off:.1e} of the predictions' size. Nothing was left at {printable(out)}."
+            )
+        worst = max(worst, off)
+    return worst

@@ -5,11 +5,14 @@ configurations and tokenizers alone), `around(components) -> Names | None` (a st
 family) and `tiny() -> Family` (small, random weights: it gets every family test).
 """
 
+from pathlib import Path
 from typing import Any
 
 from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 from lorakit.core.registry import Registry
 from lorakit.core.settings import Settings, validate
+from lorakit.families import folders
 from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
@@ -45,12 +48,28 @@ def around(pipeline: Any) -> Names:
     """
     # a compiled module has its own names before those of the module that it wraps
     components = {n: getattr(part, "_orig_mod", part) for n, part in getattr(pipeline, "components", {}).items()}
+    return _around(components, f"a {type(pipeline).__name__}")
+
+
+def outline(path: str) -> Names:
+    """How adapter files call the layers of the model at `path`, from its configurations: no weights are read.
+
+    Raises InputError for what is no model folder, or of no family that is known here.
+    """
+    return _around(folders.hollow(folders.resolve(path)), f"the model at {printable(path)}")
+
+
+def folder_of(path: str) -> Path:
+    """The local folder of the model at `path`."""
+    return folders.resolve(path)
+
+
+def _around(components: dict[str, Any], what: str) -> Names:
     for name in FAMILIES.names():
         found: Names | None = FAMILIES.module(name).around(components)
         if found is not None:
             return found
-    known = ", ".join(FAMILIES.names())
-    raise InputError(f"a {type(pipeline).__name__} is no stock pipeline of a family that is known here: {known}.")
+    raise InputError(f"{what} is no stock pipeline of a family that is known here: {', '.join(FAMILIES.names())}.")
 
 
 def validate_settings(values: dict[str, Any], *, where: str = "model") -> Settings:

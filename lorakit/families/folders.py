@@ -115,6 +115,26 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def hollow(folder: Path) -> dict[str, Any]:
+    """The modules of a model folder by component, made from their configurations: names and shapes, no weights."""
+    import diffusers
+    import torch
+    import transformers
+
+    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+    found: dict[str, Any] = {}
+    for name, entry in read_config(folder, "", "model_index.json").items():
+        library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        made = getattr(libraries.get(str(library)), str(kind), None)
+        if isinstance(made, type) and issubclass(made, torch.nn.Module):
+            with torch.device("meta"):
+                if library == "diffusers":
+                    found[name] = made.from_config(made.load_config(folder / name))  # type: ignore[attr-defined]
+                else:
+                    found[name] = made(made.config_class.from_pretrained(folder / name))  # type: ignore[attr-defined]
+    return found
+
+
 def fingerprint(*folders: Path) -> str:
     """A digest of all files in `folders`, names and contents."""
     import hashlib
