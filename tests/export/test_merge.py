@@ -148,6 +148,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
 def test_memory_stays_below_the_largest_file(tmp_path, two) -> None:
     from diffusers import UNet2DConditionModel
