@@ -13,6 +13,7 @@ from lorakit.adapters.state import AdapterState, adaptable_layers, check_state, 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.export.alphas import stored_alpha
+from lorakit.export.fused import whole_layers
 from lorakit.families.protocol import Names
 
 FIRST, SECOND, ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
@@ -92,6 +93,9 @@ def read_pairs(
     pair, wrong shape, value that is not finite, and layer without alpha or with two.
     """
     keymap, layers = dialect.keymap(family), family_layers(family)
+    for name, fused in whole_layers(family).items():
+        component, _, path = name.partition(".")
+        layers[component][path] = fused
     keys: dict[str, str] = {}
     problems = []
     for key in sorted(tensors):

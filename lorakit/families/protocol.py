@@ -40,7 +40,8 @@ class Names(Protocol):
 
     `components` holds the modules by the names of the stock pipeline ("unet", "vae", "text_encoder"); `backbone` names
     the denoiser among them and `text_encoders` those that an adapter may go into. `lora_prefixes` are the prefixes of
-    the kohya layout.
+    the kohya layout. `fused` are linear layers that are one in the published layout and several here:
+    "<component>.<its name there>" to the parts' "<component>.<path>", in the order of their rows.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Names(Protocol):
     backbone: str
     text_encoders: tuple[str, ...]
     lora_prefixes: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]
 
     def original_name(self, component: str, path: str) -> str:
         """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers dropped."""
@@ -58,15 +60,17 @@ class Family(Names, Protocol):
     """A frozen model, its text encoders and its VAE, and how they are called.
 
     `default_targets` gives, for the backbone and each text encoder, the endings of the names of the modules that an
-    adapter goes into. `pipelines` are the classes of the stock pipelines by what they draw from: "text", and where
-    there are such, "image" and "inpaint". Sides of training pictures are multiples of `side_multiple` pixels, of what
-    the stock pipeline draws multiples of `drawing_multiple`.
+    adapter goes into. `stock_formats` are those that the stock pipeline loads for a model of this size; files of other
+    formats are read back by lorakit alone. `pipelines` are the classes of the stock pipelines by what they draw from:
+    "text", and where there are such, "image" and "inpaint". Sides of training pictures are multiples of `side_multiple`
+    pixels, of what the stock pipeline draws multiples of `drawing_multiple`.
     """
 
     path: Path
     process: Process
     default_targets: Mapping[str, tuple[str, ...]]
     default_format: str
+    stock_formats: tuple[str, ...]
     pipelines: Mapping[str, str]
     side_multiple: int
     drawing_multiple: int

@@ -68,6 +68,7 @@ class Names:
     backbone = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    fused: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, components: Mapping[str, Any]) -> None:
         self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
@@ -85,6 +86,7 @@ class StableDiffusion(Names):
         "text_encoder": clip.TARGETS,
     }
     default_format = "kohya"
+    stock_formats = ("diffusers", "kohya")
     pipelines = {
         "text": "StableDiffusionPipeline",
         "image": "StableDiffusionImg2ImgPipeline",

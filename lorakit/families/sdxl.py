@@ -71,6 +71,7 @@ class Names:
     backbone = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+    fused: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, components: Mapping[str, Any]) -> None:
         self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
@@ -93,6 +94,7 @@ class StableDiffusionXL(Names):
         "text_encoder_2": clip.TARGETS,
     }
     default_format = "kohya"
+    stock_formats = ("diffusers", "kohya")
     pipelines = {
         "text": "StableDiffusionXLPipeline",
         "image": "StableDiffusionXLImg2ImgPipeline",

@@ -30,6 +30,7 @@ def model() -> Any:
         backbone="unet",
         text_encoders=("text_encoder",),
         lora_prefixes={"unet": "lora_unet_", "text_encoder": "lora_te_"},
+        fused={},
         original_name=lambda component, path: f"text_model.{path}" if component == "text_encoder" else path,
         metadata=dict,
     )

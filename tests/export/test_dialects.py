@@ -68,6 +68,7 @@ def sd15() -> SimpleNamespace:
         backbone="unet",
         text_encoders=("text_encoder",),
         lora_prefixes=whole.lora_prefixes,
+        fused={},
         original_name=whole.original_name,
         default_targets=whole.default_targets,
     )

@@ -1,6 +1,7 @@
 """kohya's layout, which most programs load: `lora_unet_down_blocks_0_….lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
 Names are the published layout's, with "_" for ".", behind a prefix for each component; both come from the family.
+Layers that are one there and several here are written as one (export/fused.py).
 """
 
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from lorakit.adapters import AdapterState
+from lorakit.export.fused import fuse, split
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
 from lorakit.families.protocol import Names
 
@@ -28,14 +30,20 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
 
 def keymap(family: Names) -> KeyMap:
     bases, also = {}, {}
+    parts = {part for group in family.fused.values() for part in group}
     for component, layers in family_layers(family).items():
         prefix = family.lora_prefixes[component].rstrip("_") + "_"
         for path in layers:
             layer, name = f"{component}.{path}", family.original_name(component, path).replace(".", "_")
-            bases[layer] = prefix + name
-            also[prefix + path.replace(".", "_")] = layer  # some write diffusers' names where kohya has its own
+            if layer not in parts:
+                bases[layer] = prefix + name
+            for start in (prefix, f"lora_{component}_"):  # some write diffusers' names where kohya has its own
+                also[start + path.replace(".", "_")] = layer
             if len(family.text_encoders) == 1 and prefix in _ALIKE:
                 also[_ALIKE[prefix] + name] = layer
+    for whole in family.fused:
+        component, _, name = whole.partition(".")
+        bases[whole] = family.lora_prefixes[component].rstrip("_") + "_" + name.replace(".", "_")
     return KeyMap(bases, ENDINGS, also)
 
 
@@ -49,11 +57,12 @@ def configured_alpha(base: str, rank: int, metadata: Mapping[str, str]) -> float
 
 def write(state: AdapterState, family: Names, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file."""
-    return foreign_tensors(state, keymap(family), alphas=True), dict(metadata)
+    return foreign_tensors(fuse(state, family), keymap(family), alphas=True), dict(metadata)
 
 
 def read(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
-    return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)
+    state = read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)
+    return split(state, family)
