@@ -99,6 +99,12 @@ GIVEN = {
 TEXT_ENCODER = ["adapter.text_encoder.rank=2"]
 TWO = ["data.sources.1.path=two", "data.sources.1.caption_dropout=0"]
 COMPARED = [*TWO, "data.sources.1.class_prompt=a dog", "objective.preservation={kind='differential_output'}"]
+DRAWN = [
+    "data.sources.1.path=two",
+    "data.sources.0.path=drawn",
+    "data.sources.0.role=regularization",
+    "data.sources.0.generate={prompts=['thing'], count=2, steps=1, sizes=[[32, 32]]}",
+]
 OFFSET = ["objective.noise.offset.strength=0.1"]
 PYRAMID = ["objective.noise.pyramid.iterations=3"]
 PERTURBED = ["objective.noise.perturbation.gamma=0.1"]
@@ -180,6 +186,13 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "data.sources.0.weight": "data.sources.0.weight=0.5",
     "data.sources.0.start_step": (TWO, "data.sources.0.start_step=1"),
     "data.sources.0.end_step": ([*TWO, "run.steps=6"], "data.sources.0.end_step=1"),
+    "data.sources.0.generate.prompts": (DRAWN, "data.sources.0.generate.prompts=['other']"),
+    "data.sources.0.generate.count": (DRAWN, "data.sources.0.generate.count=3"),
+    "data.sources.0.generate.negative_prompt": (DRAWN, "data.sources.0.generate.negative_prompt=blur"),
+    "data.sources.0.generate.steps": (DRAWN, "data.sources.0.generate.steps=2"),
+    "data.sources.0.generate.guidance": (DRAWN, "data.sources.0.generate.guidance=2.0"),
+    "data.sources.0.generate.seed": (DRAWN, "data.sources.0.generate.seed=7"),
+    "data.sources.0.generate.sizes": (DRAWN, "data.sources.0.generate.sizes=[[48, 48]]"),
     "data.sources.0.default_caption": (
         ["data.sources.0.path=bare", "data.sources.0.allow_missing_captions=true"],
         "data.sources.0.default_caption=a thing",

@@ -347,7 +347,7 @@ def _idle(plan: Plan, sources: Sequence[SourceSettings], *, last_step: int) -> l
         f"data.sources.{i}: it never takes part: no epoch of the run's {last_step} steps begins from step "
         f"{source.start_step} on" + (f" and before {source.end_step}" if source.end_step is not None else "")
         for i, source in enumerate(sources)
-        if i not in taking_part and source.role != "validation"
+        if i not in taking_part and source.role != "validation" and (plan.sources == i).any()
     ]
 
 

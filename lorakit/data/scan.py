@@ -75,6 +75,8 @@ def scan(
     storages: dict[int, Storage] = {}
     try:
         for index, settings in enumerate(sources):
+            if settings.generate is not None and not os.path.lexists(settings.path):
+                continue  # nothing is drawn yet
             try:
                 storage = open_source(settings, index, cache=cache)
             except InputError as error:
@@ -226,7 +228,8 @@ class _Source:
         """What can only be said at the end: no pictures at all, or two of one name."""
         listed, problems = len(self.names), self.found.problems
         setting = f"data.sources.{self.index}.path = {printable(self.settings.path)}"
-        if not self.usable and (self.found.skip or not listed) and len(problems) == said:
+        drawn = self.settings.generate is not None  # or to be drawn
+        if not self.usable and (self.found.skip or not listed) and not drawn and len(problems) == said:
             suffixes = " ".join(sorted(images.suffixes()))
             what = "none of its pictures can be used" if listed else f"it holds no pictures ({suffixes})"
             problems.append(f"{setting}: {what}.")

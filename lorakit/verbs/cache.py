@@ -19,6 +19,7 @@ from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
 from lorakit.training.interrupt import watched
 from lorakit.training.processes import Runtime, resolve_precision
+from lorakit.verbs.class_pictures import draw_missing
 from lorakit.verbs.survey import survey_recipe
 
 log = logging.getLogger("lorakit")
@@ -44,6 +45,8 @@ def fill(recipe: Recipe) -> CacheResult:
     recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
     with watched() as interrupt, Runtime(precision, folder=Path(recipe.run.output)) as runtime:
         data = on_first_rank(lambda: _data(recipe))
+        if draw_missing(recipe, device=runtime.device, check=interrupt.check):
+            data = on_first_rank(lambda: _data(recipe))
         text = recipe.adapter.text_encoder is None
         folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()
         if not text and not data.cached_latents:

@@ -16,11 +16,13 @@ from PIL import Image, ImageDraw
 from lorakit import families
 from lorakit.core.embedded import embedded
 from lorakit.core.errors import InputError, LorakitError
-from lorakit.core.files import make_folder, printable, write_json, write_text, written_aside
+from lorakit.core.files import make_folder, printable, write_json, written_aside
 from lorakit.core.quiet import quiet_libraries
+from lorakit.data.sources.generate import GenerateSettings
 from lorakit.evaluation.judge import Judge, Verdict, load_judge
 from lorakit.recipe import load_recipe
 from lorakit.sampling.pictures import Request, draw
+from lorakit.verbs.class_pictures import class_pictures, draw_into_place
 from lorakit.verbs.train import train
 
 log = logging.getLogger("lorakit")
@@ -91,11 +93,12 @@ def demo(out: Path) -> DemoReport:
         raise InputError(f"--out {printable(out)} is in use: name a new folder, or remove it.")
     make_folder(out)
     prompts = read_prompts()
-    wanted = _requests(prompts["subject"], first_seed=1000), _requests(prompts["old"], first_seed=2000)
+    wanted = requests(prompts["subject"], first_seed=1000), requests(prompts["old"], first_seed=2000)
     judge = load_judge()
     base = families.load(families.DEFAULT, "embedded").stock_pipeline()
-    log.info("the base draws %d pictures of what it shall keep", len(prompts["regularization"]))
-    _draw_regularization(base, prompts["regularization"], out / "regularization")
+    kept = class_pictures(generated(prompts["regularization"]), out / "regularization", base="embedded")
+    log.info("the base draws %d pictures of what it shall keep", len(kept))
+    draw_into_place(base, kept)
     log.info("and %d to compare with, before it has learned anything", sum(map(len, wanted)))
     before = [draw(base, part, steps=STEPS, guidance=GUIDANCE) for part in wanted]
 
@@ -120,8 +123,8 @@ def demo(out: Path) -> DemoReport:
     with written_aside(picture) as aside:
         _before_after(prompts, before, after).save(aside, format="PNG")
     report = DemoReport(
-        before=_scores(judge, prompts, before),
-        after=_scores(judge, prompts, after),
+        before=scores(judge, prompts, before),
+        after=scores(judge, prompts, after),
         train_cpu_seconds=cpu,
         train_seconds=result.seconds,
         adapter=result.adapter,
@@ -147,23 +150,23 @@ def _as_json(report: DemoReport, out: Path) -> dict[str, Any]:
     return {**values, "learned": not report.problems(), "problems": report.problems()}
 
 
-def _requests(prompts: Sequence[dict[str, Any]], *, first_seed: int) -> list[Request]:
+def requests(prompts: Sequence[dict[str, Any]], *, first_seed: int) -> list[Request]:
     return [Request(entry["prompt"], first_seed + i) for i, entry in enumerate(prompts)]
 
 
-def _draw_regularization(pipeline: Any, captions: Sequence[str], folder: Path) -> None:
-    """What the base draws of its own world, so that training can hold on to it (DreamBooth's prior preservation)."""
-    wanted = [
-        Request(caption, 3000 + i, width=FRAMES[i % len(FRAMES)][0], height=FRAMES[i % len(FRAMES)][1])
-        for i, caption in enumerate(captions)
-    ]
-    for i, picture in enumerate(draw(pipeline, wanted, steps=STEPS, guidance=KEPT_GUIDANCE)):
-        with written_aside(folder / f"{i:03d}.png") as aside:
-            picture.save(aside, format="PNG")
-        write_text(folder / f"{i:03d}.txt", captions[i] + "\n")
+def generated(captions: Sequence[str]) -> GenerateSettings:
+    """What the base draws of its own world, so that training can hold on to it."""
+    return GenerateSettings(
+        prompts=list(captions),
+        count=len(captions),
+        steps=STEPS,
+        guidance=KEPT_GUIDANCE,
+        seed=3000,
+        sizes=list(FRAMES),
+    )
 
 
-def _scores(judge: Judge, prompts: dict[str, Any], pictures: Sequence[Sequence[Image.Image]]) -> DemoScores:
+def scores(judge: Judge, prompts: dict[str, Any], pictures: Sequence[Sequence[Image.Image]]) -> DemoScores:
     subject, old = (judge.look(part) for part in pictures)
 
     def right(verdict: Verdict, wanted: dict[str, str]) -> bool:

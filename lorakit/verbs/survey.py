@@ -16,6 +16,7 @@ from lorakit.data.dataset import Dataset, Survey, survey
 from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
+from lorakit.verbs.class_pictures import said_of_missing, size_problems
 
 
 def global_batch(recipe: Recipe) -> int:
@@ -33,6 +34,8 @@ def survey_recipe(recipe: Recipe) -> Survey:
         problems += error.problems
     kept = recipe.objective.preservation
     problems += _class_texts(recipe)
+    if description:
+        problems += size_problems(recipe, description.drawing_multiple)
     with contextlib.closing(bar(unit="picture", label="reading")) as progress:
         found = survey(
             recipe.data,
@@ -49,10 +52,13 @@ def survey_recipe(recipe: Recipe) -> Survey:
         )
     if found.dataset:
         problems += _without_effect(recipe, found.dataset)
-    if not problems:
-        return found
     data = found.dataset if description else None  # for another model, buckets would be others
-    return Survey(data, replace(found.report, errors=(*problems, *found.report.errors)))
+    report = replace(
+        found.report,
+        errors=(*problems, *found.report.errors),
+        warnings=(*found.report.warnings, *said_of_missing(recipe)),
+    )
+    return Survey(data, report)
 
 
 def _class_texts(recipe: Recipe) -> list[str]:

@@ -40,6 +40,7 @@ from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
+from lorakit.verbs.class_pictures import draw_missing
 from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
 from lorakit.verbs.provenance import provenance
 from lorakit.verbs.resume import (
@@ -98,7 +99,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         interrupt = stack.enter_context(watched())
         recipe, runtime = _started(recipe, output)
         stack.enter_context(runtime)
-        data, _ = on_first_rank(lambda: _data(recipe, output))
+        data, _ = _surveyed(recipe, output, runtime, interrupt)
         trainee, loader = _prepared(recipe, data, runtime, None, interrupt)
         # what the first pass sets up is no part of a step's time
         report = _dry(recipe, trainee, loader, passes=2)
@@ -123,7 +124,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             if found:
                 refuse_other_run(recipe, found, allow=allow)
                 recipe = with_global_batch(recipe, found)
-        data, data_report = on_first_rank(lambda: _data(recipe, output, fresh=not resumed))
+        data, data_report = _surveyed(recipe, output, runtime, interrupt, fresh=not resumed)
         if found:
             refuse_other_data(data, found, output)
         first_step = int(found.state["step"]) if found else 0
@@ -217,6 +218,16 @@ def _started(recipe: Recipe, output: Path) -> tuple[Recipe, Runtime]:
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
     return recipe, runtime
+
+
+def _surveyed(
+    recipe: Recipe, output: Path, runtime: Runtime, interrupt: Interrupt, *, fresh: bool = False
+) -> tuple[Dataset, DataReport]:
+    """`_data` on every rank, with class pictures: what else is wrong is told before the base begins to draw them."""
+    found = on_first_rank(lambda: _data(recipe, output, fresh=fresh))
+    if draw_missing(recipe, device=runtime.device, check=interrupt.check):
+        found = on_first_rank(lambda: _data(recipe, output, fresh=fresh))
+    return found
 
 
 def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset, DataReport]:

@@ -42,8 +42,8 @@ def test_drawn_pictures_score_as_what_they_are() -> None:
         [scenes.draw(scene, (64, 64), rng) for scene in old],
     ]
     judge = load_judge()
-    assert module._scores(judge, prompts, drawn) == DemoScores(1.0, 1.0, 1.0, 0.0)
-    swapped = module._scores(judge, prompts, [drawn[1][:4], [drawn[0][i % 4] for i in range(12)]])
+    assert module.scores(judge, prompts, drawn) == DemoScores(1.0, 1.0, 1.0, 0.0)
+    swapped = module.scores(judge, prompts, [drawn[1][:4], [drawn[0][i % 4] for i in range(12)]])
     assert swapped.subject == 0.0 and swapped.old == 0.0 and swapped.traces == 1.0
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from lorakit.core.settings import Neutral
 from lorakit.data.captions import CaptionSettings
 from lorakit.data.cut import PictureSettings
+from lorakit.data.sources.generate import GenerateSettings
 from lorakit.data.sources.sidecars import captions_of
 
 # what only tables of `datasets` have
@@ -23,6 +24,9 @@ class SourceSettings(CaptionSettings, PictureSettings):
     role: Literal["train", "regularization", "validation"] = "train"
     """`regularization`: pictures of what the model shall keep, drawn as often as all training pictures together;
     `validation`: never trained on, only measured."""
+
+    generate: GenerateSettings | None = None
+    """Pictures that the base draws into `path`, a folder, before it is trained: for a regularization source."""
 
     repeats: int = Field(default=1, ge=1, le=1_000_000)
     """How often each picture is seen in an epoch (of a regularization source: how often relative to the others)."""
@@ -67,6 +71,15 @@ class SourceSettings(CaptionSettings, PictureSettings):
 
     streaming: Neutral[bool] = False
     """Whether a dataset's rows are read as they come and kept in the cache, not downloaded and converted first."""
+
+    @field_validator("generate")
+    @classmethod
+    def _of_what_is_kept(cls, value: GenerateSettings | None, info: ValidationInfo) -> GenerateSettings | None:
+        if value is not None and info.data.get("role") != "regularization":
+            raise ValueError('what the base draws is to be kept and not learnt: it needs role = "regularization".')
+        if value is not None and info.data.get("path", "").endswith((".tar", ".parquet")):
+            raise ValueError("it is drawn into a folder: name one as the source's path.")
+        return value
 
     @field_validator("repeats", "samples_per_epoch", "start_step", "end_step")
     @classmethod
