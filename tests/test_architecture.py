@@ -54,7 +54,8 @@ DYNAMIC = {"importlib.import_module", "import_module", "__import__"}
 # what turns bytes into code; torch.save writes a pickle
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "jsonpickle"}
 UNSAFE_NAMES = {"torch.load", "torch.save", "torch.jit.load", "os.system", "os.popen"}
-SHARED = {"protocol", "folders", "emphasis", "clip", "vae", "unet", "sgm"}  # files in families/ that are no family
+# files in families/ that are no family
+SHARED = {"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "sgm"}
 FUTURE_FAMILIES = {"sdxl", "sd3", "flux", "flux2_klein", "pixart", "sana", "lumina2", "chroma", "z_image", "qwen_image"}
 
 

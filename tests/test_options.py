@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from lorakit.core.errors import InputError
 from lorakit.core.settings import is_neutral
-from lorakit.families import sd
+from lorakit.families import DEFAULT, FAMILIES, sd
 from lorakit.recipe import CHOSEN, FIXED, apply_override, build
 from lorakit.training.keeper import Keeper
 from lorakit.verbs.train import train
@@ -85,8 +85,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 # -- what each is changed to ------------------------------------------------------------------------------------------
 
+FURTHER = [name for name in FAMILIES.names() if name != DEFAULT]  # families
 # what a choice cannot do without
 ALONG = {
+    **{f"model.family={name}": f"model.path={name}" for name in FURTHER},
     "objective.timesteps.kind=list": "objective.timesteps.values=[10, 500]",
     "objective.preservation.kind=differential_output": "data.sources.0.class_words.thing=x",
 }
@@ -118,6 +120,8 @@ PROMPT = ["sample.prompts=['thing']", "sample.steps=1", "sample.width=32", "samp
 # the change, or what both runs have and the change
 CASES: dict[str, str | tuple[list[str], str]] = {
     "model.path": "model.path=other",
+    **{f"model.path {name}": f"model.path={name}-other" for name in FURTHER},
+    "model.max_sequence_length": "model.max_sequence_length=7",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",
     "adapter.rslora": "adapter.rslora=true",
     "adapter.rank": "adapter.rank=3",
@@ -307,6 +311,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(model, folder / name)
         file = folder / name / "scheduler" / "scheduler_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
+    for name in FURTHER:
+        (folder / name).symlink_to(FAMILIES.module(name).tiny().path)
+        shutil.copytree(folder / name, folder / f"{name}-other")
+        file = folder / f"{name}-other" / "vae" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": 0.3}))
     return folder
 
 

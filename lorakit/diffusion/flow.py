@@ -137,6 +137,10 @@ class RectifiedFlow:
 
     # -- t --------------------------------------------------------------------------------------------------------
 
+    def at(self, share: Tensor) -> Tensor:
+        """The t at a `share` (B,) in 0 … 1 of the way from clean to noise: the share itself."""
+        return share
+
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """1 - t and t, shaped (B, 1, …) in the dtype and on the device of `like`, each rounded once."""
         self._check(t, like)

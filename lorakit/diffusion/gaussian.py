@@ -124,6 +124,10 @@ class GaussianDiffusion:
             zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
         )
 
+    def at(self, share: Tensor) -> Tensor:
+        """The t at a `share` (B,) in 0 … 1 of the way from clean to noise: the step that it falls into."""
+        return (share * self.timesteps).long().clamp(max=self.timesteps - 1)
+
     # -- the tables at t ------------------------------------------------------------------------------------------
 
     def _check(self, t: Tensor, like: Tensor) -> None:

@@ -47,6 +47,13 @@ class AdapterFile:
         return DIALECTS.module(self.format)
 
 
+def unsuited(format: str, lora_prefixes: Mapping[str, str]) -> str | None:
+    """Why a family with these prefixes has no files of this format, if so."""
+    if lora_prefixes or not DIALECTS.module(format).PREFIXED:
+        return None
+    return f"the format {format} is not for this model, whose layers have no names in it: use diffusers'."
+
+
 def write_adapter(
     state: AdapterState,
     path: Path,
@@ -58,13 +65,16 @@ def write_adapter(
 ) -> None:
     """Writes `state` in a dialect, weights in `dtype`, in place of what is at `path`; `metadata` is added to our own.
 
-    Raises InputError for an unknown format, a kind that it cannot carry, a layer that the family does not have, a value
-    that `dtype` cannot hold and a path that does not end as the format asks for, StorageError where the disk refuses.
+    Raises InputError for an unknown format, one that is not for this family, a kind that it cannot carry, a layer that
+    the family does not have, a value that `dtype` cannot hold and a path that does not end as the format asks for,
+    StorageError where the disk refuses.
     """
     dialect = DIALECTS.module(format, where="format")
     if (path.suffix == ".safetensors") == dialect.FOLDER:
         what = "a folder, not a file" if dialect.FOLDER else "a file ending in .safetensors"
         raise InputError(f"{printable(path)}: the format {format} is {what}: choose another name.")
+    if problem := unsuited(format, family.lora_prefixes):
+        raise InputError(problem)
     if state.kind not in dialect.KINDS:
         able = [name for name in DIALECTS.names() if state.kind in DIALECTS.module(name).KINDS]
         raise InputError(
@@ -126,6 +136,8 @@ def interpret(file: AdapterFile, *, family: Names, assume_alpha: float | None = 
         other = other_kind(file.tensors)
         if other:
             raise InputError(other)
+        if problem := unsuited(file.format, family.lora_prefixes):
+            raise InputError(problem)
         state: AdapterState = file.dialect.read(file.tensors, file.metadata, family, assume_alpha=assume_alpha)
         return state
 

@@ -47,13 +47,13 @@ def record_calls(family: Family) -> Calls:
 
     hooks = [part.register_forward_pre_hook(listen(name), with_kwargs=True) for name, part in parts.items()]
     device = next(parts[family.backbone].parameters()).device
-    side, times = 8 * family.side_multiple, family.process.timesteps
+    side = 8 * family.side_multiple
     try:
         # what the model answers does not matter here; it may be in training, where dropout would move the generator
         with torch.no_grad(), torch.random.fork_rng(devices=[]), adapters_disabled(parts):
             shape = family.encode_images(torch.zeros(2, 3, side, side, device=device)).shape
             x_t = torch.randn(shape, generator=generator("probe", "latents")).to(device)
-            t = torch.tensor([times // 5, times * 7 // 10], device=device)
+            t = family.process.at(torch.tensor([0.2, 0.7], device=device))
             family.predict(x_t, t, family.encode_text(CAPTIONS))
     finally:
         for hook in hooks:

@@ -16,7 +16,8 @@ from lorakit.families import folders
 from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
-SHARED = frozenset({"protocol", "folders", "emphasis", "clip", "vae", "unet", "sgm"})  # files here that are no family
+# files here that are no family
+SHARED = frozenset({"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "sgm"})
 FAMILIES = Registry("lorakit.families", "family", SHARED)
 
 

@@ -23,9 +23,14 @@ def count_tokens(tokenizer: Any, caption: str) -> int:
     return len(tokenizer(caption, truncation=False, verbose=False).input_ids)
 
 
-def tokens(tokenizer: Any, captions: Sequence[str], *, weighted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Token numbers, attention mask and, if `weighted`, weights, each (B, L); padded and cut as by stock pipelines."""
-    limit = tokenizer.model_max_length
+def tokens(
+    tokenizer: Any, captions: Sequence[str], *, weighted: bool, limit: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Token numbers, attention mask and, if `weighted`, weights, each (B, L); padded and cut as by stock pipelines.
+
+    L is the `limit`, or the tokenizer's own.
+    """
+    limit = limit or tokenizer.model_max_length
     if weighted:
         return emphasis.weighted_tokens(tokenizer, captions, limit=limit)
     given = tokenizer(list(captions), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")

@@ -13,7 +13,7 @@ from lorakit.data.captions import parse_weights
 
 
 def weighted_tokens(tokenizer: Any, captions: Sequence[str], *, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token numbers, attention mask and weights, each (B, limit), of marked captions for a CLIP tokenizer.
+    """Token numbers, attention mask and weights, each (B, limit), of marked captions for the tokenizer of CLIP or T5.
 
     Each stretch of one weight is tokenised by itself; start, end and padding weigh 1. A caption without marks gets what
     the tokenizer gives it.
@@ -22,7 +22,7 @@ def weighted_tokens(tokenizer: Any, captions: Sequence[str], *, limit: int) -> t
     present = torch.zeros_like(ids)
     weights = torch.ones(len(captions), limit)
     for row, caption in enumerate(captions):
-        tokens = [(tokenizer.bos_token_id, 1.0)]
+        tokens = [] if tokenizer.bos_token_id is None else [(tokenizer.bos_token_id, 1.0)]
         for text, weight in parse_weights(caption):
             own = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
             tokens += [(token, weight) for token in own]

@@ -15,11 +15,10 @@ class Description:
     """What is known of a model without its weights.
 
     `side_multiple` is what picture sides must be a multiple of, in pixels, and `drawing_multiple` those that the stock
-    pipeline draws; `resolution` the side it was trained at, in `process`;
-    `token_limit` how many tokens of a caption count, with `count_tokens(caption)` in the same unit. `backbone` and
-    `default_targets` are the family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by
-    name, empty where the files are not here. A picture of (width, height) is `latent_size` numbers, a caption
-    `text_size`.
+    pipeline draws; `resolution` the side it was trained at, in `process`; `token_limit` how many tokens of a caption
+    count, with `count_tokens(caption)` in the same unit. `backbone`, `default_targets` and `lora_prefixes` are the
+    family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by name, empty where the
+    files are not here. A picture of (width, height) is `latent_size` numbers, a caption `text_size`.
     """
 
     side_multiple: int
@@ -30,6 +29,7 @@ class Description:
     count_tokens: Callable[[str], int]
     backbone: str
     default_targets: Mapping[str, tuple[str, ...]]
+    lora_prefixes: Mapping[str, str]
     weight_shapes: Callable[[str], Mapping[str, tuple[int, ...]]]
     latent_size: Callable[[int, int], int]
     text_size: int
@@ -40,8 +40,9 @@ class Names(Protocol):
 
     `components` holds the modules by the names of the stock pipeline ("unet", "vae", "text_encoder"); `backbone` names
     the denoiser among them and `text_encoders` those that an adapter may go into. `lora_prefixes` are the prefixes of
-    the kohya layout. `fused` are linear layers that are one in the published layout and several here:
-    "<component>.<its name there>" to the parts' "<component>.<path>", in the order of their rows.
+    the kohya layout, none where it has no names for the model's layers. `fused` are linear layers that are one in the
+    published layout and several here: "<component>.<its name there>" to the parts' "<component>.<path>", in the order
+    of their rows.
     """
 
     name: str

@@ -27,6 +27,7 @@ def describe(folder: Path, family: type[Any], *, pooled: int = 0) -> Description
         count_tokens=functools.partial(clip.count_tokens, tokenizer),
         backbone=family.backbone,
         default_targets=family.default_targets,
+        lora_prefixes=family.lora_prefixes,
         weight_shapes=lambda component: folders.weight_shapes(folder / component),
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
         text_size=tokenizer.model_max_length * width + pooled,

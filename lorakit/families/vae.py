@@ -34,17 +34,17 @@ def load(folder: Path) -> Any:
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean as backbones take it: (B, C, H/f, W/f).
 
-    z · scale, or (z - mean) · scale / std with a mean and deviation for each channel where the configuration has them.
+    (z - shift) · scale, or (z - mean) · scale / std where the configuration has these, a number for each channel.
     """
     z, config = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean, vae.config
     if config.latents_mean is None or config.latents_std is None:
-        return z * config.scaling_factor
+        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
     mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(z) for x in (config.latents_mean, config.latents_std))
     return (z - mean) * config.scaling_factor / std
 
 
-def tiny() -> Any:
-    """A random one of factor 4."""
+def tiny(**more: Any) -> Any:
+    """A random one of factor 4, with `more` of its configuration."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -55,4 +55,5 @@ def tiny() -> Any:
         norm_num_groups=4,
         sample_size=32,
         scaling_factor=0.7,
+        **more,
     )

@@ -49,7 +49,8 @@ def fill_cache(
     """
     latents_name = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
     marks = ["weighted"] if data.settings.weighted_tags else []
-    text_name = "-".join([*(family.fingerprint(name) for name in family.text_encoders), precision, *marks])
+    encoders = [name for name in family.components if name not in (family.backbone, "vae")]  # adaptable or not
+    text_name = "-".join([*(family.fingerprint(name) for name in encoders), precision, *marks])
     pictures = captions = Filled(0, 0)
     with contextlib.closing(bar(unit="item", label="caching")) as progress, torch.no_grad():
 

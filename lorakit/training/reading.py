@@ -38,9 +38,7 @@ def unexplained(process: Process, samples: Iterable[tuple[Batch, Predict]]) -> d
         assert batch.latents is not None, "pixels are encoded before"
         x0 = batch.latents
         for share in SHARES:
-            of_flow = process.prediction_type == "flow"
-            at = torch.tensor(share if of_flow else int(share * process.timesteps), device=x0.device)
-            t = at.expand(len(x0))
+            t = process.at(torch.full((len(x0),), share, device=x0.device))
             predicted = predict(process.q_sample(x0, t, batch.noise), t, text=batch.text).float()
             for name, target in targets(process, x0, t, batch.noise).items():
                 left_and_all = torch.stack([(predicted - target).square().sum(), target.square().sum()]).double()

@@ -26,7 +26,7 @@ from lorakit.data.shards import Cache
 from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.export.files import DTYPES, read_file
+from lorakit.export.files import DTYPES, read_file, unsuited
 from lorakit.families.protocol import Description, Family
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
@@ -282,6 +282,8 @@ def _unsuited(recipe: Recipe, model: Description) -> list[str]:
         for name, side in sides.items()
         if side is not None and side % model.drawing_multiple
     ]
+    problem = recipe.run.format and unsuited(recipe.run.format, model.lora_prefixes)
+    wrong += [f"run.format: {problem}"] if problem else []
     return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
 
 

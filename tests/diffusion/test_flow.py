@@ -342,3 +342,8 @@ def test_a_setting_that_would_have_no_effect_is_refused(key):
     assert key in FlowMatchEulerDiscreteScheduler().config
     with pytest.raises(ValueError, match=key):
         RectifiedFlow.from_scheduler_config({key: True})
+
+
+def test_a_share_of_the_way_is_a_t_of_its_own_unit():
+    t = RectifiedFlow(1000).at(torch.tensor([0.0, 0.0005, 0.5, 0.9995, 1.0]))
+    assert torch.equal(t, torch.tensor([0.0, 0.0005, 0.5, 0.9995, 1.0]))

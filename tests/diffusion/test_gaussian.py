@@ -399,3 +399,8 @@ def test_the_ddim_loop_takes_each_step_once():
     t = torch.full((5,), 19)
     close(only, p.predict_x0(x_T, t, predict(x_T, t)))
     assert len(list(p.ddim_sample_loop(predict, x_T, steps=7))) == 7
+
+
+def test_a_share_of_the_way_is_a_t_of_its_own_unit():
+    t = GaussianDiffusion(1000).at(torch.tensor([0.0, 0.0005, 0.5, 0.9995, 1.0]))
+    assert torch.equal(t, torch.tensor([0, 0, 500, 999, 999]))

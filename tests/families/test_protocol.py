@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lorakit import families
@@ -14,6 +15,7 @@ from lorakit.adapters.state import adapters_disabled
 from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
+from lorakit.export import read_adapter
 from lorakit.export.verify import write_verified
 
 NAMES = families.FAMILIES.names()
@@ -40,17 +42,17 @@ def noisy(family: families.Family, count: int = 2) -> tuple[Tensor, Tensor]:
     side = 8 * family.side_multiple
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(count, *family.latent_shape(side, side), generator=generator)
-    return x_t, torch.linspace(1, family.process.timesteps - 1, count).long()
+    return x_t, family.process.at(torch.linspace(0.01, 1, count))
 
 
 def test_pictures_become_latents_that_the_backbone_takes(family: families.Family) -> None:
     side = family.side_multiple
     latents = family.encode_images(torch.rand(2, 3, side * 4, side * 6) * 2 - 1)
-    assert latents.shape[0] == 2 and latents.shape[-2:] == (4, 6)
-    assert latents.shape[1:] == family.latent_shape(side * 6, side * 4)
+    assert latents.shape == (2, *family.latent_shape(side * 6, side * 4))
+    assert latents.shape[-1] * 4 == latents.shape[-2] * 6
     assert not latents.requires_grad
     text = family.encode_text(["a", "b"])
-    t = torch.tensor([0, family.process.timesteps - 1])
+    t = family.process.at(torch.tensor([0.0, 1.0]))
     assert family.predict(latents, t, text).shape == latents.shape
 
 
@@ -61,7 +63,7 @@ def test_everything_is_frozen_and_in_eval_mode(family: families.Family) -> None:
 
 
 def recorded(backbone: torch.nn.Module, call: Any) -> dict[str, Any]:
-    """The arguments of the first call that `call()` puts to `backbone`, by name, without those that say nothing."""
+    """The arguments of the last call that `call()` puts to `backbone`, by name, without those that say nothing."""
     made: list[dict[str, Any]] = []
     names = inspect.signature(backbone.forward)
 
@@ -73,7 +75,7 @@ def recorded(backbone: torch.nn.Module, call: Any) -> dict[str, Any]:
     with torch.no_grad():
         call()
     hook.remove()
-    return made[0]
+    return made[-1]
 
 
 def assert_same(own: Any, stock: Any, name: str) -> None:
@@ -108,12 +110,14 @@ def test_the_backbone_gets_what_the_stock_pipeline_hands_it(family: families.Fam
         )
 
     stock = recorded(getattr(pipeline, family.backbone), draw)
-    x_t, t = next(iter(stock.values())), torch.as_tensor(stock["timestep"]).expand(2)
+    x_t, t = next(iter(stock.values())), torch.as_tensor(stock["timestep"])
+    if family.process.prediction_type == "flow":  # the backbone's own clock is the family's affair
+        t = pipeline.scheduler.sigmas[1]
 
     def predict() -> None:
         # what guidance leads away from comes first: no negative prompt, which is what a dropped caption is
         text = family.encode_text(CAPTIONS[::-1])
-        family.predict(x_t, t, text, sizes=torch.tensor([sizes, sizes]) if told else None)
+        family.predict(x_t, t.expand(2), text, sizes=torch.tensor([sizes, sizes]) if told else None)
 
     own = recorded(family.components[family.backbone], predict)
     assert own.keys() == stock.keys()
@@ -213,18 +217,36 @@ def test_a_trained_adapter_is_written_and_read_back(family: families.Family, tmp
             if name.endswith("lora_B.weight"):
                 parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
     state = adapter_state(parts)
-    assert set(state.components()) == set(parts) == set(family.lora_prefixes)
+    assert set(state.components()) == set(parts)
+    assert set(family.lora_prefixes) in (set(), set(parts))
     format = family.default_format if format == "default" else format
     report = write_verified(state, tmp_path / "a.safetensors", family=family, format=format)
     assert report.modules == len(state.layers())
+
+
+def test_a_format_without_names_for_its_layers_is_refused(family: families.Family, tmp_path: Path) -> None:
+    if family.lora_prefixes:
+        return
+    state, base = adapter_state(adapt(family)), "lora_unet_x"
+    with pytest.raises(InputError, match="kohya is not for this model"):
+        write_verified(state, tmp_path / "a.safetensors", family=family, format="kohya")
+    tensors = {f"{base}.lora_down.weight": torch.ones(1, 2), f"{base}.lora_up.weight": torch.ones(2, 1)}
+    save_file(tensors, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"b\.safetensors: the format kohya is not for this model"):
+        read_adapter(tmp_path / "b.safetensors", family=family)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
 
 
 def test_long_captions_are_cut_at_the_limit(family: families.Family) -> None:
     description = families.describe(family.name, str(family.path))
     assert description.token_limit == family.token_limit
     assert description.count_tokens("abc " * 100) > description.token_limit
-    states = family.encode_text(["abc " * 100])["states"]
-    assert states.shape[1] == family.token_limit
+    # one more word than there is room for: it says nothing, and the one before does
+    room = next(n for n in range(1, 600) if description.count_tokens("b " * n) > description.token_limit)
+    full = "b " * (room - 1)
+    text, same, other = (family.encode_text([caption]) for caption in (full + "b", full + "c", full[:-2] + "c b"))
+    assert all(torch.equal(text[name], same[name]) for name in text)
+    assert not all(torch.equal(text[name], other[name]) for name in text)
 
 
 def test_a_description_agrees_with_the_loaded_model(family: families.Family) -> None:

@@ -3,6 +3,7 @@
 A dialect's module defines:
 - `FOLDER`: whether it is a folder (then keys begin with "<file's folder>/") or one file;
 - `READER`: what loads it for its users: "stock pipeline", "peft", or "lorakit" itself;
+- `PREFIXED`: whether its names begin with the family's `lora_prefixes`: it is for families that have such;
 - `KINDS`: the adapter kinds that its readers make the same of;
 - `ENDINGS`: its spelling of "lora_A.weight", "lora_B.weight" and, where such a key is read, "alpha";
 - `recognises(keys, metadata)`: whether a file is of this dialect;

@@ -19,6 +19,7 @@ from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
+PREFIXED = False
 KINDS = ("lora",)
 CONFIGURED = ENTRY
 # some programs write alphas beside; they are read, and never written: diffusers would refuse the file

@@ -16,6 +16,7 @@ from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "stock pipeline"
+PREFIXED = True
 KINDS = ("lora",)
 CONFIGURED = None  # alphas are tensors
 ENDINGS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "alpha": "alpha"}

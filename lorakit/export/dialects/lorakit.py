@@ -13,6 +13,7 @@ from lorakit.families.protocol import Names
 
 FOLDER = False
 READER = "lorakit"
+PREFIXED = False
 KINDS = ("lora",)
 CONFIGURED = METADATA_KEY
 ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}

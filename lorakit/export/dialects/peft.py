@@ -18,6 +18,7 @@ from lorakit.families.protocol import Names
 
 FOLDER = True
 READER = "peft"
+PREFIXED = False
 KINDS = ("lora",)
 ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
 CONFIGURED = CONFIG = "adapter_config.json"

@@ -1,0 +1,55 @@
+"""What families share whose backbone is a diffusers transformer on patches of latents, and whose process is a flow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.diffusion import RectifiedFlow
+from lorakit.families import folders
+from lorakit.families.protocol import Description
+
+# attention between picture and text, and of the picture alone, as in diffusers' DreamBooth examples for SD 3 and FLUX
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+SCHEDULER = "scheduler_config.json"
+
+
+def process(folder: Path) -> RectifiedFlow:
+    """The flow that the scheduler of the model in `folder` describes; InputError where it describes none."""
+    try:
+        return RectifiedFlow.from_scheduler_config(folders.read_config(folder, "scheduler", SCHEDULER))
+    except ValueError as error:
+        raise InputError(f"{printable(folder / 'scheduler' / SCHEDULER)}: {error}.") from None
+
+
+def describe(
+    folder: Path,
+    family: type[Any],
+    *,
+    factor: int,
+    channels: int,
+    patch: int,
+    resolution: int,
+    token_limit: int,
+    count_tokens: Callable[[str], int],
+    text_size: int,
+) -> Description:
+    """The description of the model in `folder`; for what is not said here see `Description`.
+
+    Its latents have `channels`, are of `factor` pixels a side, and are taken in patches of `patch` × `patch`.
+    """
+    return Description(
+        side_multiple=factor * patch,
+        drawing_multiple=factor * patch,
+        resolution=resolution,
+        process=process(folder),
+        token_limit=token_limit,
+        count_tokens=count_tokens,
+        backbone=family.backbone,
+        default_targets=family.default_targets,
+        lora_prefixes=family.lora_prefixes,
+        weight_shapes=lambda component: folders.weight_shapes(folder / component),
+        latent_size=lambda width, height: channels * (width // factor) * (height // factor),
+        text_size=text_size,
+    )
