@@ -2,9 +2,11 @@
 
 A family's module defines `Settings`, `load(settings) -> Family`, `describe(settings) -> Description` (from its
 configurations and tokenizers alone), `around(components) -> Names | None` (a stock pipeline's, where they are of this
-family) and `tiny() -> Family` (small, random weights: it gets every family test).
+family), `recognises(keys)` (whether an adapter file is for it) and `tiny() -> Family` (small, random weights: it gets
+every family test).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,12 @@ def outline(path: str) -> Names:
     Raises InputError for what is no model folder, or of no family that is known here.
     """
     return _around(folders.hollow(folders.resolve(path)), f"the model at {printable(path)}")
+
+
+def recognised(keys: Iterable[str]) -> list[str]:
+    """The families that an adapter file with these keys may be for."""
+    keys = list(keys)
+    return [name for name in FAMILIES.names() if FAMILIES.module(name).recognises(keys)]
 
 
 def folder_of(path: str) -> Path:

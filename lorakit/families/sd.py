@@ -171,9 +171,14 @@ class StableDiffusion(Names):
         return folders.fingerprint(*(self.path / part for part in parts))
 
     def recognises(self, keys: Iterable[str]) -> bool:
-        keys = list(keys)
-        starts = (*self.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
-        return bool(keys) and all(k.startswith(starts) for k in keys) and not sgm.is_xl(keys)
+        return recognises(keys)
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    """Whether an adapter file with these keys was made for this family."""
+    keys = list(keys)
+    starts = (*Names.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
+    return bool(keys) and all(k.startswith(starts) for k in keys) and not sgm.is_xl(keys)
 
 
 @functools.cache

@@ -203,9 +203,14 @@ class StableDiffusionXL(Names):
         return f"{own}-zeros" if self.zeros_for_empty else own
 
     def recognises(self, keys: Iterable[str]) -> bool:
-        keys = list(keys)
-        starts = (*self.lora_prefixes.values(), "unet.", "text_encoder.", "text_encoder_2.")
-        return all(key.startswith(starts) for key in keys) and sgm.is_xl(keys)
+        return recognises(keys)
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    """Whether an adapter file with these keys was made for this family."""
+    keys = list(keys)
+    starts = (*Names.lora_prefixes.values(), "unet.", "text_encoder.", "text_encoder_2.")
+    return all(key.startswith(starts) for key in keys) and sgm.is_xl(keys)
 
 
 @functools.cache

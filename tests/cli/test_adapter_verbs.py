@@ -43,7 +43,31 @@ def test_export_inspect_and_merge_from_the_command_line(tmp_path, capsys) -> Non
     text = capsys.readouterr().out
     assert "lora_unet: " in text
     assert "rank 4, alpha 4" in text
-    main(["merge", base, f"{source}:0.5", str(out), "--out", str(tmp_path / "merged")])
+    again = tmp_path / "again.safetensors"
+    main(["convert", str(out), "--base", base, "--to", "kohya", "--dtype", "fp32", "--out", str(again), "--title", "Z"])
+    capsys.readouterr()
+    main(["inspect", str(again), "--out", str(tmp_path / "norms.png")])
+    text = capsys.readouterr().out
+    assert "digest verified" in text and "modelspec.title = Z" in text and "ss_output_name = Z" in text
+    assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+    for more in ([], ["--base", base]):
+        main(["inspect", "--diff", str(out), str(again), *more])
+        text = capsys.readouterr().out
+        layers = inspect_adapter(source).modules
+        assert text.startswith(f"{layers} layers in both, {layers} of them equal")
+    main(
+        [
+            "merge",
+            base,
+            f"{source}:0.5,text_encoder=0",
+            str(out),
+            "--no-verify",
+            "--max-shard-size",
+            "1MB",
+            "--out",
+            str(tmp_path / "merged"),
+        ]
+    )
     assert (tmp_path / "merged" / "model_index.json").is_file()
 
 
@@ -57,7 +81,18 @@ def test_export_inspect_and_merge_from_the_command_line(tmp_path, capsys) -> Non
         (["export", "{file}", "--base", "{base}", "--family", "sdd", "--out", "{new}"], "Did you mean sd"),
         (["merge", "{base}", "{file}", "--out", "{there}"], "--out .* exists already"),
         (["merge", "{base}", "{missing}:0.5", "--out", "{new}"], "no such adapter file"),
+        (["merge", "{base}", "{file}:0.5,unett=1", "--out", "{new}"], "weight unett = 1.* Did you mean unet"),
+        (["merge", "{base}", "{file}:x", "--out", "{new}"], "the weight 'x' is no number"),
+        (["merge", "{base}", "{file}", "--out", "{new}", "--max-shard-size", "big"], "write a size like 500MB"),
+        (["convert", "{file}", "--to", "peft", "--out", "{new}"], "--base"),
+        (["export", "{file}", "--step", "3", "--out", "{new}"], "no run's folder"),
+        (["export", "{file}", "--base", "{base}", "--thumbnail", "{there}", "--out", "{new}"], "no picture"),
         (["inspect", "{missing}"], "no such adapter file"),
+        (["inspect"], "give one FILE, or --diff"),
+        (["inspect", "{file}", "--out", "{new}"], "is a PNG"),
+        (["inspect", "{file}", "x.y=1"], "goes with --timesteps"),
+        (["inspect", "{file}", "--base", "{base}"], "--base goes with --diff"),
+        (["inspect", "--diff", "{file}", "{missing}"], "no such adapter file"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments: list[str], said: str) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorakit.adapters import AdapterState
+from lorakit.adapters import AdapterState, adapter_state, lora, trainable_parameters
 from lorakit.core.errors import VerificationError
 from lorakit.core.files import sha256_file
 from lorakit.export import DIALECTS, write_verified
 from lorakit.export.probe import record_calls, stock_components
+from lorakit.families import FAMILIES
 from tests.export.tiny import base, calls, equal, family, made, predictions
 
 
@@ -102,6 +103,52 @@ def test_a_planted_fault_is_seen_and_the_file_goes(tmp_path, monkeypatch, fault:
     with pytest.raises(VerificationError):
         write_verified(state, tmp_path / "a.safetensors", family=family(), format="kohya", dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_encoders_that_are_exchanged_are_seen(tmp_path, monkeypatch) -> None:
+    model = FAMILIES.module("sdxl").tiny()
+    components = stock_components(model.stock_pipeline(), model)
+    for part, module in components.items():  # diffusers takes no kohya file without a U-Net's keys
+        lora.inject(module, lora.Settings(rank=2), targets=("to_q" if part == model.backbone else "q_proj",), seed=0)
+    draw = torch.Generator().manual_seed(0)
+    for parameter in trainable_parameters(components).values():
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    state = adapter_state(components)
+    write_verified(state, tmp_path / "a.safetensors", family=model)
+    dialect = DIALECTS.module("kohya")
+    honest = dialect.write
+
+    def write(state: AdapterState, *rest: object) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors, entries = honest(state, *rest)
+        other = {"lora_te1_": "lora_te2_", "lora_te2_": "lora_te1_"}
+        swapped = {other.get(key[:9], key[:9]) + key[9:]: tensor for key, tensor in tensors.items()}
+        # cut or filled up to the other's size, so that every shape is right
+        return {key: _fitted(tensor, tensors[key].shape) for key, tensor in swapped.items()}, entries
+
+    monkeypatch.setattr(dialect, "write", write)
+    with pytest.raises(VerificationError, match="otherwise than the training did"):
+        write_verified(state, tmp_path / "b.safetensors", family=model)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def _fitted(tensor: Tensor, shape: torch.Size) -> Tensor:
+    fitted = torch.zeros(shape)
+    part = tuple(slice(min(a, b)) for a, b in zip(tensor.shape, shape, strict=True))
+    fitted[part] = tensor[part]
+    return fitted
+
+
+def test_transposed_matrices_are_seen(tmp_path, monkeypatch) -> None:
+    # of a square layer with rank = width, where every shape stays right
+    state = made(rank=16, targets=("mid_block.resnets.0.conv1", "down_blocks.0.resnets.0.time_emb_proj"), text=False)
+    square = {**state.tensors}
+    turned = [key for key, tensor in square.items() if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]]
+    assert turned
+    kohya = DIALECTS.module("kohya").keymap(family())
+    names = {kohya.to_foreign(key) for key in turned}
+    planted(monkeypatch, "kohya", lambda tensors: {k: t.T if k in names else t for k, t in tensors.items()})
+    with pytest.raises(VerificationError, match="otherwise than the training did"):
+        write_verified(state, tmp_path / "a.safetensors", family=family(), format="kohya")
 
 
 def test_a_weak_adapter_does_not_hide_a_fault_in_the_tolerance(tmp_path, monkeypatch) -> None:
