@@ -235,8 +235,13 @@ class StableDiffusion3(Names):
         return f"{own}-{self.max_sequence_length}" if component == "text_encoder_3" else own
 
     def recognises(self, keys: Iterable[str]) -> bool:
-        keys = list(keys)
-        return all(_KEY.match(key) for key in keys) and any(key.startswith("transformer.") for key in keys)
+        return recognises(keys)
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    """Whether an adapter file with these keys was made for this family."""
+    keys = list(keys)
+    return all(_KEY.match(key) for key in keys) and any(key.startswith("transformer.") for key in keys)
 
 
 @functools.cache

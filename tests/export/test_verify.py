@@ -105,11 +105,15 @@ def test_a_planted_fault_is_seen_and_the_file_goes(tmp_path, monkeypatch, fault:
     assert list(tmp_path.iterdir()) == []
 
 
+# diffusers takes no text encoder's keys without an out_proj among them
+TARGETS = {"unet": ("to_q",), **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "out_proj"))}
+
+
 def test_text_encoders_that_are_exchanged_are_seen(tmp_path, monkeypatch) -> None:
     model = FAMILIES.module("sdxl").tiny()
     components = stock_components(model.stock_pipeline(), model)
-    for part, module in components.items():  # diffusers takes no kohya file without a U-Net's keys
-        lora.inject(module, lora.Settings(rank=2), targets=("to_q" if part == model.backbone else "q_proj",), seed=0)
+    for part, module in components.items():
+        lora.inject(module, lora.Settings(rank=2), targets=TARGETS[part], seed=0)
     draw = torch.Generator().manual_seed(0)
     for parameter in trainable_parameters(components).values():
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
