@@ -5,7 +5,7 @@ was trained. Titles and other notes may change: they are not in it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,11 +21,11 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(split_safetensors(tensors)[1]).hexdigest()
 
 
-def adapter_digest(tensors: Mapping[str, Tensor], alphas: Mapping[str, float | None]) -> str:
-    """sha256 of names, number formats, shapes and bytes of `tensors`, and of the alphas by layer."""
+def adapter_digest(tensors: Iterable[tuple[str, Tensor]], alphas: Mapping[str, float | None]) -> str:
+    """sha256 of names, number formats, shapes and bytes of `tensors`, in this order, and of the alphas by layer."""
     found = hashlib.sha256()
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
+    for key, tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
         found.update(f"{key}\x1f{tensor.dtype}\x1f{list(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for layer in sorted(alphas):

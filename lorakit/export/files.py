@@ -113,9 +113,8 @@ def _write_folder(path: Path, dialect: ModuleType, tensors: Mapping[str, Tensor]
     with folder_aside(path) as aside:
         for name, text in configs.items():
             prefix = name.removesuffix(CONFIG)
-            own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            seal = {DIGEST: sealed(dialect, own, entries, prefix=prefix)}
-            own = {key.removeprefix(prefix): tensor for key, tensor in own.items()}
+            seal = {DIGEST: sealed(dialect, tensors, entries, prefix=prefix)}
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             (aside / prefix).mkdir()
             (aside / name).write_text(text)
             (aside / prefix / WEIGHTS).write_bytes(safetensors_bytes(own, {**common, **seal}))
@@ -185,17 +184,17 @@ def digests(file: AdapterFile) -> dict[str, tuple[str, str]]:
     for entry, said in file.metadata.items():
         if entry.rpartition("/")[2] == DIGEST:
             prefix = entry.removesuffix(DIGEST)
-            own = {key: tensor for key, tensor in file.tensors.items() if key.startswith(prefix)}
-            found[prefix] = (sealed(file.dialect, own, file.metadata, prefix=prefix), said)
+            found[prefix] = (sealed(file.dialect, file.tensors, file.metadata, prefix=prefix), said)
     return found
 
 
 def sealed(dialect: ModuleType, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, prefix: str = "") -> str:
-    """Our digest of a file with these tensors, whose keys here begin with `prefix` and there do not."""
+    """Our digest of the file whose keys here begin with `prefix`, and there go without."""
+    keys = sorted(key for key in tensors if key.startswith(prefix))
     alphas = {}
-    for key, tensor in tensors.items():
+    for key in keys:
         base, ending = split_key(key, dialect.ENDINGS)
         if ending == FIRST:
-            rank = tensor.shape[0] if tensor.ndim else 0
+            rank = tensors[key].shape[0] if tensors[key].ndim else 0
             alphas[base.removeprefix(prefix)] = stored_alpha(dialect, base, rank, tensors, metadata)
-    return adapter_digest({key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, alphas)
+    return adapter_digest(((key.removeprefix(prefix), tensors[key]) for key in keys), alphas)

@@ -19,6 +19,8 @@ from lorakit.core.errors import InputError, StorageError
 from lorakit.core.files import safetensors_bytes
 from lorakit.export import read_adapter, write_adapter
 from lorakit.export.digests import data_hash
+from lorakit.export.files import interpret, read_file
+from tests.export import fuzz
 from tests.export.tiny import family, made, same_state
 
 STATE = dict(targets=("to_q", "proj_in"))
@@ -194,3 +196,27 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, format: s
 def test_the_hash_is_of_the_weights_alone() -> None:
     tensors = {"a": torch.ones(2), "b": torch.zeros(2)}
     assert data_hash(tensors) == hashlib.sha256(bytes.fromhex("0000803f0000803f") + bytes(8)).hexdigest()
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "peft", "lorakit"])
+def test_what_an_adapter_does_may_not_change_what_it_is_called_may(tmp_path, format: str) -> None:
+    whole = tmp_path / ("a" if format == "peft" else "a.safetensors")
+    write_adapter(fuzz.adapter(), whole, format=format, family=fuzz.model())
+    path = fuzz.file_of(whole)
+    metadata, tensors = metadata_of(path), load_file(path)
+    save_file(tensors, path, {**metadata, "modelspec.title": "another"})
+    assert same_state(read_adapter(whole, family=fuzz.model()), fuzz.adapter())
+    key = min(tensors)
+    save_file({**tensors, key: tensors[key] + 1}, path, metadata)
+    with pytest.raises(InputError, match=r"lorakit\.digest differs.*convert --accept-changed"):
+        read_adapter(whole, family=fuzz.model())
+    assert interpret(read_file(whole, accept_changed=True), family=fuzz.model())
+    if format == "peft":
+        config = path.with_name("adapter_config.json")
+        save_file(tensors, path, metadata)
+        config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 9'))
+    elif format != "kohya":
+        entry = "lora_adapter_metadata" if format == "diffusers" else "lorakit.adapter"
+        save_file(tensors, path, {**metadata, entry: metadata[entry].replace("1", "9")})
+    with pytest.raises(InputError):
+        read_adapter(whole, family=fuzz.model())
