@@ -13,8 +13,9 @@ import torch
 import lorakit
 from lorakit.core.errors import InputError
 from lorakit.export import write_adapter
-from lorakit.export.merge import fold
+from lorakit.export.merge import folded
 from lorakit.export.probe import stock_components
+from lorakit.export.weights import Weights
 from lorakit.families import FAMILIES
 from tests.export.stock import KINDS, Kind, Pipeline, with_unet
 from tests.export.tiny import calls, equal, family, made, predictions
@@ -44,7 +45,11 @@ def merged(kind: Kind = TEXT, **weights: float) -> np.ndarray:
     pipeline = fresh(kind)
     for name, weight in weights.items():
         components = stock_components(pipeline, FAMILIES.module(kind.family).tiny())
-        fold(components, made(**STATES[name]), weight=weight)
+        state = Weights(weight).applied(made(**STATES[name]))
+        for layer in state.layers():
+            component, _, path = layer.partition(".")
+            own = components[component].get_submodule(path).weight
+            own.data.copy_(folded(own.data, [state], layer))
     return draw(pipeline, kind)
 
 
