@@ -9,7 +9,6 @@ the beginning of their names; the longest that fits a layer counts.
 
 import argparse
 import contextlib
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,12 +94,3 @@ def adapter_of(text: str) -> "tuple[Path, Weights]":
             f"{printable(text)}: the weight {printable(said)!r} is no number, and none like 0.8,text_encoder=0."
         )
     return Path(text), Weights()
-
-
-def weighted(text: str) -> tuple[Path, float]:
-    """`FILE[:WEIGHT]` as path and one number."""
-    path, weights = adapter_of(text)
-    if weights.parts:
-        raise InputError(f"{printable(text)}: weights of parts are for merge: give one number.")
-    assert math.isfinite(weights.default), "weights are finite"
-    return path, weights.default

@@ -15,6 +15,7 @@ size and negative prompt for each where they differ:
   width = 72
   height = 56
 
+A weight may be several numbers, for parts of the model: 0.8,text_encoder=0,unet.up_blocks=1.2 (see lorakit merge).
 Every PNG file says in its text how it was drawn.
 """
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         problems.append("nothing to draw: give --prompt or --prompts.")
     if problems:
         raise InputError(problems)
-    from lorakit.cli.merge import weighted
+    from lorakit.cli.merge import adapter_of
     from lorakit.families import DEFAULT
     from lorakit.sampling.prompts import Prompt, read_prompts, requests_for
     from lorakit.verbs.sample import sample
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     prompts += read_prompts(args.prompts) if args.prompts is not None else []
     files = sample(
         args.base,
-        [weighted(adapter) for adapter in args.adapter],
+        [adapter_of(adapter) for adapter in args.adapter],
         wanted=requests_for(
             prompts, count=args.count, seed=args.seed, negative_prompt=args.negative, width=width, height=height
         ),

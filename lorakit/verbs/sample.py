@@ -14,6 +14,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import make_folder, printable, sha256_file, written_aside
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import read_adapter
+from lorakit.export.weights import Weights
 from lorakit.sampling.canvas import Canvas, read_canvas
 from lorakit.sampling.pictures import Request, draw, label
 
@@ -26,7 +27,7 @@ STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.3}
 
 def sample(
     base: str,
-    adapters: Sequence[tuple[Path, float]],
+    adapters: Sequence[tuple[Path, float | Weights]],
     *,
     wanted: Sequence[Request],
     out: Path,
@@ -64,8 +65,8 @@ def sample(
     if canvas is not None:
         wanted = [_over(request, canvas, model.drawing_multiple, strength, upscale) for request in wanted]
     for path, weight in adapters:
-        state = read_adapter(path, family=model, assume_alpha=assume_alpha)
-        load_adapter_state({name: model.components[name] for name in state.components()}, state, weight=weight)
+        state = Weights.of(weight).applied(read_adapter(path, family=model, assume_alpha=assume_alpha))
+        load_adapter_state({name: model.components[name] for name in state.components()}, state)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {printable(out)} is a file: give a folder.")
     make_folder(out)
@@ -136,6 +137,8 @@ def _enlarged(request: Request, picture: Image.Image, strength: float, upscale: 
     return replace(request, width=width, height=height, image=larger, strength=strength)
 
 
-def _named(path: Path, weight: float) -> dict[str, Any]:
+def _named(path: Path, weight: float | Weights) -> dict[str, Any]:
     """An adapter without the folder that it lies in; many have the same name, so its digest beside it."""
-    return {"file": path.name, "weight": weight, **({"sha256": sha256_file(path)} if path.is_file() else {})}
+    weights = Weights.of(weight)
+    said = {"weight": weights.default, **({"weights": dict(weights.parts)} if weights.parts else {})}
+    return {"file": path.name, **said, **({"sha256": sha256_file(path)} if path.is_file() else {})}

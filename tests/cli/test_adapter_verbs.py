@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lorakit.cli.main import main
-from lorakit.cli.merge import weighted
+from lorakit.cli.merge import adapter_of
 from lorakit.core.errors import InputError
 from lorakit.export import inspect_adapter, write_adapter
+from lorakit.export.weights import Weights
 from tests.export.tiny import family, made
 
 
@@ -24,10 +25,11 @@ def test_a_weight_is_what_parses_as_a_number_after_the_last_colon() -> None:
         "dir:b/a.safetensors": ("dir:b/a.safetensors", 1.0),
         "a:": ("a:", 1.0),
     }
-    assert {text: weighted(text) for text in cases} == {t: (Path(name), w) for t, (name, w) in cases.items()}
+    assert {text: adapter_of(text) for text in cases} == {t: (Path(name), Weights(w)) for t, (name, w) in cases.items()}
+    assert adapter_of("a:0.5,unet=2") == (Path("a"), Weights(0.5, {"unet": 2.0}))
     for text in ("a:nan", "a:inf"):
         with pytest.raises(InputError, match="finite"):
-            weighted(text)
+            adapter_of(text)
 
 
 def test_export_inspect_and_merge_from_the_command_line(tmp_path, capsys) -> None:

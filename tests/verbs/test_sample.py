@@ -38,6 +38,7 @@ def test_weights_and_several_adapters(make_recipe: Callable[..., Recipe], tmp_pa
     full = pixels(sample(out, "--prompt", "thing", "--adapter", str(adapter))[0])
     halves = pixels(sample(out, "--prompt", "thing", *["--adapter", f"{adapter}:0.5"] * 2)[0])
     assert np.array_equal(plain, zero)
+    assert np.array_equal(plain, pixels(sample(out, "--prompt", "thing", "--adapter", f"{adapter}:unet=0")[0]))
     assert not np.array_equal(plain, full)
     assert np.abs(full - halves).max() <= 1, "two halves are a whole"
 
