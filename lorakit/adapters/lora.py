@@ -31,7 +31,7 @@ class _Part(core_settings.Settings):
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Learning rate of this adapter. Left out: the optimizer's."""
     targets: list[str] | None = Field(None, min_length=1)
-    """Endings of the names of the layers that are adapted. Left out: the family's own."""
+    """Endings of the names of the layers that are adapted; * in one is any number. Left out: the family's own."""
 
     @property
     def effective_alpha(self) -> float:
@@ -74,7 +74,7 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
     """Freezes `module` and puts a fresh adapter, which changes nothing yet, beside each layer that a target names.
 
     A is uniform in ±1/sqrt(inputs), drawn from `seed` and the layer's own name; B is zero; both fp32. `targets` are
-    endings of dotted names ("to_q", "ff.net.2"). Raises InputError for a target that no linear or convolution layer
+    endings of dotted names ("to_q", "ff.net.2", "blocks.*.proj"). Raises InputError for a target that no linear or convolution layer
     has, and names the endings that there are.
     """
     where = "adapter.text_encoder.targets" if isinstance(settings, PartSettings) else "adapter.targets"
@@ -108,7 +108,7 @@ def _uniform(shape: torch.Size, *, seed: int, name: str) -> Tensor:
 
 
 def _ends(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+    return re.search(rf"(^|\.){re.escape(target).replace(re.escape('*'), '[0-9]+')}$", name) is not None
 
 
 def _matching(layers: Mapping[str, nn.Module], targets: Sequence[str], *, where: str) -> list[str]:

@@ -136,3 +136,12 @@ def test_weights_are_counted_without_a_model(targets: tuple[str, ...], part: lor
         return
     lora.inject(model, part, targets=targets, seed=0)
     assert counted == sum(p.numel() for p in trainable_parameters({"net": model}).values())
+
+
+def test_a_star_in_a_target_is_any_number() -> None:
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Net() for _ in range(11)]), "proj": nn.Linear(2, 2)})
+    lora.inject(model, lora.Settings(rank=1), targets=("blocks.*.proj",), seed=0)
+    adapted = {name.partition(".lora_")[0] for name in trainable_parameters({"net": model})}
+    assert adapted == {f"net.blocks.{i}.proj" for i in range(11)}
+    with pytest.raises(InputError, match=r"'block\.\*\.proj'"):
+        lora.inject(model, lora.Settings(rank=1), targets=("block.*.proj",), seed=0)
