@@ -1,12 +1,14 @@
-"""Writes a pipeline of Stable Diffusion 1.5 or XL with random weights, to try a whole training run on without any
-download.
+"""Writes a pipeline of Stable Diffusion 1.5 or XL, or of FLUX.1 dev, with random weights, to try a whole training run
+on without any download.
 
-The folder has the layout of the published model: the U-Net's blocks, VAE of factor 8, CLIP with 77 tokens. Its
-pictures are noise. The tokenizer is made here: byte-level like CLIP's, with a few plain words and no other merges.
+The folder has the layout of the published model: the backbone's blocks, VAE of factor 8, CLIP with 77 tokens. Its
+pictures are noise. The tokenizers are made here: byte-level like CLIP's, with a few plain words and no other merges;
+for T5, of printable characters.
 
     python scripts/make_random_sd.py --out runs/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
     python scripts/make_random_sd.py --out runs/random-sd15 --size full   the true sizes, 2 GB in fp16
     python scripts/make_random_sd.py --out runs/random-sdxl --model sdxl  narrow; with --size full 7 GB
+    python scripts/make_random_sd.py --out runs/random-flux --model flux  narrow; with --size full 34 GB
 """
 
 import argparse
@@ -18,12 +20,23 @@ import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 TOKENS = 77
 WORDS = [
@@ -45,11 +58,12 @@ WORDS = [
     "blue",
 ]
 # what differs between the sizes; everything else is the published configuration. Text encoders: width, width within,
-# layers, heads
+# layers, heads; the transformer: heads, how wide each is by axis, blocks of two streams and of one
 SIZES = {
     "tiny": {
         "sd": {"channels": (16, 32, 48, 48), "heads": 4, "depths": 1},
         "sdxl": {"channels": (16, 32, 48), "heads": (2, 4, 6), "depths": (1, 1, 2)},
+        "flux": {"heads": 2, "axes": (4, 6, 6), "blocks": (2, 3), "t5": (48, 64, 2, 2)},
         "groups": 8,
         "text": ((32, 64, 2, 2), (48, 96, 2, 2)),
         "vae": (8, 8, 16, 16),
@@ -58,6 +72,7 @@ SIZES = {
     "full": {
         "sd": {"channels": (320, 640, 1280, 1280), "heads": 8, "depths": 1},
         "sdxl": {"channels": (320, 640, 1280), "heads": (5, 10, 20), "depths": (1, 2, 10)},
+        "flux": {"heads": 24, "axes": (16, 56, 56), "blocks": (19, 38), "t5": (4096, 10240, 24, 64)},
         "groups": 32,
         "text": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
         "vae": (128, 256, 512, 512),
@@ -112,6 +127,9 @@ def text_config(tokenizer: CLIPTokenizer, sizes: tuple[int, int, int, int], *, a
 def make(out: Path, *, model: str = "sd", size: str, seed: int, dtype: torch.dtype) -> None:
     """Writes the pipeline to `out`; the same bytes for the same arguments."""
     torch.manual_seed(seed)
+    if model == "flux":
+        make_flux(out, SIZES[size], dtype)
+        return
     chosen = SIZES[size]
     own, sdxl = chosen[model], model == "sdxl"
     first, second = chosen["text"]
@@ -166,6 +184,54 @@ def make(out: Path, *, model: str = "sd", size: str, seed: int, dtype: torch.dty
     pipeline.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
 
 
+def make_flux(out: Path, chosen: dict, dtype: torch.dtype) -> None:
+    own, text = chosen["flux"], chosen["text"][0]
+    width, within, layers, heads = own["t5"]
+    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(c), -3.0) for c in range(33, 127))]
+    tokenizer, tokenizer_2 = make_tokenizer(out / "tokenizer"), T5TokenizerFast(vocab=letters, extra_ids=0)
+    double, single = own["blocks"]
+    FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            num_layers=double,
+            num_single_layers=single,
+            attention_head_dim=sum(own["axes"]),
+            num_attention_heads=own["heads"],
+            joint_attention_dim=width,
+            pooled_projection_dim=text[0],
+            guidance_embeds=True,
+            axes_dims_rope=own["axes"],
+        ).to(dtype),
+        vae=AutoencoderKL(
+            block_out_channels=chosen["vae"],
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            norm_num_groups=chosen["groups"],
+            latent_channels=16,
+            sample_size=1024,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModel(text_config(tokenizer, text, act="quick_gelu")),
+        text_encoder_2=T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer_2),
+                d_model=width,
+                d_kv=width // heads,
+                d_ff=within,
+                num_layers=layers,
+                num_heads=heads,
+                feed_forward_proj="gated-gelu",
+            )
+        ),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+    ).to(dtype=dtype).save_pretrained(out, safe_serialization=True)
+
+
 def xl_blocks(time: int, *, pooled: int) -> dict[str, object]:
     """What the U-Net of XL has otherwise: three levels, no attention at the first, and the embedded sizes."""
     return {
@@ -181,7 +247,7 @@ def xl_blocks(time: int, *, pooled: int) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--model", choices=("sd", "sdxl"), default="sd")
+    parser.add_argument("--model", choices=("sd", "sdxl", "flux"), default="sd")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")

@@ -122,6 +122,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "model.path": "model.path=other",
     **{f"model.path {name}": f"model.path={name}-other" for name in FURTHER},
     "model.max_sequence_length": "model.max_sequence_length=7",
+    "model.guidance": "model.guidance=3.5",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",
     "adapter.rslora": "adapter.rslora=true",
     "adapter.rank": "adapter.rank=3",

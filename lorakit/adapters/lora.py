@@ -74,8 +74,8 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
     """Freezes `module` and puts a fresh adapter, which changes nothing yet, beside each layer that a target names.
 
     A is uniform in ±1/sqrt(inputs), drawn from `seed` and the layer's own name; B is zero; both fp32. `targets` are
-    endings of dotted names ("to_q", "ff.net.2", "blocks.*.proj"). Raises InputError for a target that no linear or convolution layer
-    has, and names the endings that there are.
+    endings of dotted names ("to_q", "ff.net.2", "blocks.*.proj"). Raises InputError for a target that no linear or
+    convolution layer has, and names the endings that there are.
     """
     where = "adapter.text_encoder.targets" if isinstance(settings, PartSettings) else "adapter.targets"
     layers = adaptable_layers(module)

@@ -18,8 +18,9 @@ from lorakit.families import folders
 from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
-# files here that are no family
-SHARED = frozenset({"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "sgm"})
+SHARED = frozenset(  # files here that are no family
+    {"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "packing", "sgm", "bfl"}
+)
 FAMILIES = Registry("lorakit.families", "family", SHARED)
 
 

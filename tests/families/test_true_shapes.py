@@ -45,7 +45,7 @@ def parts(model: str) -> dict[str, nn.Module]:
         for name, config in json.loads((SHAPES / f"{model}.json").read_text()).items():
             if name.startswith("text"):
                 kind = getattr(transformers, config["architectures"][0])
-                made[name] = kind(transformers.CLIPTextConfig(**config))
+                made[name] = kind(kind.config_class(**config))
             else:
                 made[name] = getattr(diffusers, config["_class_name"]).from_config(config)
     return made

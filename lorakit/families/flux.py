@@ -1,0 +1,258 @@
+"""FLUX.1 dev and schnell: a rectified flow by a transformer on picture and text, told its captions by T5 and, in one
+vector, by CLIP (Black Forest Labs 2024; the code is their only paper).
+
+dev was distilled from guided predictions and is told the guidance instead. Every number is read from the model's own
+configuration.
+"""
+
+import functools
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorakit.core import settings as core_settings
+from lorakit.core.errors import InputError
+from lorakit.core.quiet import quiet_libraries
+from lorakit.core.types import Text
+from lorakit.families import bfl, clip, folders, packing, t5, transformer, vae
+from lorakit.families.protocol import Description
+
+PIPELINES = ("FluxPipeline",)
+PARTS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "text_encoder_2": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+_LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
+_KEY = re.compile(r"lora_(unet|te1?)_|transformer\.(?!distilled)|text_encoder\.")
+# Chroma has the same blocks. These it has not, and an adapter of a whole block has the first where it has the others
+_OWN = re.compile(r"lora_te1?_|text_encoder\.|time_text_embed|\bnorm(1|1_context)?\.linear|_(mod|modulation)_lin\.")
+_FEED_FORWARD = re.compile(r"proj_mlp|single_transformer_blocks\.\d+\.proj_out|single_blocks_\d+_linear")
+
+
+class Settings(core_settings.Settings):
+    family: Literal["flux"] = "flux"
+    """FLUX.1 dev, schnell, and what is built like them."""
+    path: str
+    """A diffusers folder or a hub name."""
+    max_sequence_length: int = Field(512, ge=1, le=512)
+    """How many tokens of a caption T5 reads; CLIP reads 77 in any case. schnell was trained with 256."""
+    guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """The guidance that dev is told in training. Left out: 1, as sd-scripts and ai-toolkit train (the pictures are no
+    guided ones; what is drawn is told its own, 3.5 by most programs). schnell is told none."""
+
+
+def describe(settings: Settings) -> Description:
+    """Side multiple, resolution and token counts, from configurations and the tokenizers."""
+    folder = folders.resolve(settings.path, weights=False)
+    folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
+    _guidance(settings, folders.read_config(folder, "transformer"))
+    factor, limit = vae.factor(folder), settings.max_sequence_length
+    states, pooled = (
+        folders.read_config(folder, part)[width]
+        for part, width in (("text_encoder_2", "d_model"), ("text_encoder", "hidden_size"))
+    )
+    return transformer.describe(
+        folder,
+        Flux,
+        factor=factor,
+        channels=folders.read_config(folder, "vae")["latent_channels"],
+        patch=packing.PATCH,
+        resolution=factor * _LATENTS,
+        token_limit=limit,
+        count_tokens=functools.partial(clip.count_tokens, t5.load_tokenizer(folder / "tokenizer_2")),
+        text_size=limit * states + pooled,
+    )
+
+
+def load(settings: Settings) -> "Flux":
+    """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
+    folder = folders.resolve(settings.path)
+    folders.check(folder, PARTS, pipelines=PIPELINES)
+    guidance = _guidance(settings, folders.read_config(folder, "transformer"))
+    return Flux(folder, max_sequence_length=settings.max_sequence_length, guidance=guidance)
+
+
+def _guidance(settings: Settings, config: Mapping[str, Any]) -> float | None:
+    """What the model is told, None where it is told nothing."""
+    if config.get("guidance_embeds"):
+        return 1.0 if settings.guidance is None else settings.guidance
+    if settings.guidance is not None:
+        raise InputError("model.guidance: this model is told no guidance (schnell is not): leave it out.")
+    return None
+
+
+def around(components: Mapping[str, Any]) -> "Names | None":
+    """The names of layers in a stock pipeline with these components; None where they are another family's."""
+    from diffusers import FluxTransformer2DModel
+
+    return Names(components) if isinstance(components.get("transformer"), FluxTransformer2DModel) else None
+
+
+class Names:
+    """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
+
+    name = "flux"
+    backbone = "transformer"
+    text_encoders: tuple[str, ...] = ("text_encoder",)  # no loader takes adapters of T5
+    lora_prefixes: Mapping[str, str] = {"transformer": "lora_unet_", "text_encoder": "lora_te1_"}
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
+
+    def original_name(self, component: str, path: str) -> str:
+        return bfl.published_name(path) if component == "transformer" else clip.published_name(path)
+
+    @functools.cached_property
+    def fused(self) -> Mapping[str, tuple[str, ...]]:
+        return bfl.fused(self.components["transformer"], "transformer")
+
+
+class Flux(Names):
+    """The family `flux`; see `protocol.Family`."""
+
+    # every linear layer of the blocks, as sd-scripts and ai-toolkit have it
+    default_targets = {
+        "transformer": (*transformer.TARGETS, *bfl.TARGETS, *bfl.MODULATION),
+        "text_encoder": clip.TARGETS,
+    }
+    pipelines = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"}
+
+    def __init__(self, path: Path, *, max_sequence_length: int, guidance: float | None) -> None:
+        from diffusers import FluxTransformer2DModel
+        from transformers import CLIPTextModel
+
+        quiet_libraries()
+        self.path = path
+        self.dtype = torch.float32
+        self.guidance = guidance
+        self.transformer = folders.load_component(FluxTransformer2DModel, path / "transformer")
+        self.vae = vae.load(path)
+        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
+        self.text_encoder_2 = t5.load(path / "text_encoder_2")
+        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
+        self.tokenizer_2 = t5.load_tokenizer(path / "tokenizer_2")
+        self.process = transformer.process(path)
+        names = ("transformer", "vae", "text_encoder", "text_encoder_2")
+        super().__init__({name: getattr(self, name) for name in names})
+        self.stock_formats = bfl.stock_formats(self.transformer)
+        self.default_format = self.stock_formats[-1]
+        self.factor = vae.factor(path)
+        self.side_multiple = self.drawing_multiple = self.factor * packing.PATCH
+        self.token_limit = max_sequence_length
+        for module in self.components.values():
+            module.requires_grad_(False).eval()
+
+    def to(self, device: Any, dtype: Any) -> None:
+        self.dtype = dtype
+        for name, module in self.components.items():
+            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, shifted and scaled: (B, C, H/f, W/f)."""
+        return vae.encode(self.vae, pixels)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
+        """{"states": (B, L, D), T5's last, whose padding counts, "pooled": (B, P), CLIP's}."""
+        ids, _, _ = clip.tokens(self.tokenizer, captions, weighted=weighted)
+        pooled = self.text_encoder(ids.to(self.text_encoder.device)).pooler_output
+        limit = self.token_limit
+        states, _ = t5.encode(self.tokenizer_2, self.text_encoder_2, captions, limit=limit, weighted=weighted)
+        return {"states": states, "pooled": pooled}
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
+        told = {} if self.guidance is None else {"guidance": torch.full_like(t, self.guidance)}
+        tokens = self.transformer(
+            packing.pack(x_t.to(self.dtype)),
+            encoder_hidden_states=text["states"].to(self.dtype),
+            pooled_projections=text["pooled"].to(self.dtype),
+            timestep=t,
+            img_ids=packing.places(x_t),
+            txt_ids=torch.zeros(text["states"].shape[1], 3, device=x_t.device),
+            **told,
+        ).sample
+        return packing.unpack(tokens, *x_t.shape[-2:])
+
+    def live_pipeline(self, task: str = "text") -> Any:
+        import diffusers
+
+        scheduler = folders.read_config(self.path, "scheduler", transformer.SCHEDULER)
+        pipeline = getattr(diffusers, self.pipelines[task])(
+            **self.components,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return t5.with_limit(pipeline, self.token_limit)
+
+    def stock_pipeline(self) -> Any:
+        from diffusers import FluxPipeline
+
+        return folders.load_pipeline(FluxPipeline, self.path, self.components)
+
+    def metadata(self) -> dict[str, str]:
+        variant = "schnell" if self.guidance is None else "dev"
+        return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{variant}/lora"}
+
+    def fingerprint(self, component: str) -> str:
+        if not component.startswith("text_encoder"):
+            return folders.fingerprint(self.path / component)
+        own = folders.fingerprint(self.path / component, self.path / component.replace("text_encoder", "tokenizer"))
+        return f"{own}-{self.token_limit}" if component == "text_encoder_2" else own
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        return recognises(keys)
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    """Whether an adapter file with these keys may be for this family; one of attention alone may be for Chroma too."""
+    keys = list(keys)
+    other = any(_FEED_FORWARD.search(key) for key in keys) and not any(_OWN.search(key) for key in keys)
+    return bfl.has_blocks(keys) and all(_KEY.match(key) for key in keys) and not other
+
+
+@functools.cache
+def tiny() -> Flux:
+    """A random dev that runs in milliseconds, with a block of each kind; VAE factor 4, 16 tokens of CLIP."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    folder = Path(tempfile.mkdtemp(prefix="lorakit-tiny-flux-"))
+    tokenizer, tokenizer_2 = clip.tiny_tokenizer(folder / "first"), t5.tiny_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=2,
+                num_single_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=24,
+                guidance_embeds=True,
+                axes_dims_rope=(2, 2, 4),
+            ),
+            vae=vae.tiny(shift_factor=0.1),
+            text_encoder=CLIPTextModel(clip.tiny_config(tokenizer)),
+            text_encoder_2=t5.tiny(tokenizer_2, width=32),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        ).save_pretrained(folder)
+    return load(Settings(path=str(folder)))
