@@ -89,9 +89,9 @@ def trace(file: Path) -> None:
 
         return around
 
-    def finish(original: Any, keeper: Any) -> Any:
+    def finish(original: Any, keeper: Any, step: int) -> Any:
         say("finish", weights={name: digest(p) for name, p in keeper.trainee.parameters.items()})
-        return original(keeper)
+        return original(keeper, step)
 
     wrap("lorakit.training.step:forward_backward", micro)
     wrap("lorakit.training.loop:run_loop", loop)
