@@ -11,6 +11,7 @@ from typing import Any
 from lorakit.data.dataset import Dataset
 from lorakit.data.report import DataReport
 from lorakit.families.protocol import Family
+from lorakit.optimizers.schedules import depends_on_total
 from lorakit.recipe import Recipe, flat
 from lorakit.verbs.resume import binding
 from lorakit.verbs.survey import global_batch
@@ -71,7 +72,9 @@ def _public(path: str) -> str | None:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that the numbers follow from, by their dotted keys: each could be said on a command line."""
     written = flat(recipe.to_dict())
-    values = {key: json.loads(written[key]) for key in sorted(binding(recipe))}
+    # how long the run went on after this file is nothing to it, unless the learning rate knew
+    length = () if depends_on_total(recipe.optimizer.schedule) else ("run.steps", "run.epochs")
+    values = {key: json.loads(written[key]) for key in sorted(binding(recipe)) if key not in length}
     return {key: v for key, v in values.items() if key.rpartition(".")[2] not in _PATHS or _public(v)}
 
 
