@@ -123,6 +123,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     **{f"model.path {name}": f"model.path={name}-other" for name in FURTHER},
     "model.max_sequence_length": "model.max_sequence_length=7",
     "model.guidance": "model.guidance=3.5",
+    "model.true_mask": "model.true_mask=true",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",
     "adapter.rslora": "adapter.rslora=true",
     "adapter.rank": "adapter.rank=3",

@@ -20,7 +20,7 @@ from lorakit.families.protocol import Family
 from tests.families.test_true_shapes import kohya_text, parts
 
 RANK, WIDTH, DOUBLE, SINGLE = 2, 3072, 19, 38
-CLASSES = {"flux_dev": ("flux", "Flux")}
+CLASSES = {"flux_dev": ("flux", "Flux"), "chroma": ("chroma", "Chroma")}
 PARAMETERS = {
     "flux_dev": {
         "transformer": 11_901_408_320,
@@ -28,10 +28,11 @@ PARAMETERS = {
         "text_encoder": 123_060_480,
         "text_encoder_2": 4_762_310_656,
     },
+    "chroma": {"transformer": 8_899_983_424, "vae": 83_819_683, "text_encoder": 4_762_310_656},
 }
 MODULATED = {"flux_dev": True, "chroma": False}
 TEXT = {"flux_dev": kohya_text("lora_te1_", 12), "chroma": set()}
-COUNTS = {"flux_dev": (494, 304), "chroma": (380, 228)}  # layers of the transformer, and in kohya's layout
+COUNTS = {"flux_dev": (494, 304), "chroma": (418, 228)}  # layers of the transformer, and in kohya's layout
 
 
 def family(model: str) -> Family:
