@@ -16,7 +16,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import clip, emphasis, folders, sgm, unet, vae
+from lorakit.families import bfl, clip, emphasis, folders, sgm, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -178,7 +178,8 @@ def recognises(keys: Iterable[str]) -> bool:
     """Whether an adapter file with these keys was made for this family."""
     keys = list(keys)
     starts = (*Names.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
-    return bool(keys) and all(k.startswith(starts) for k in keys) and not sgm.is_xl(keys)
+    other = sgm.is_xl(keys) or bfl.has_blocks(keys)
+    return bool(keys) and all(k.startswith(starts) for k in keys) and not other
 
 
 @functools.cache

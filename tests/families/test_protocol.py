@@ -15,7 +15,7 @@ from lorakit.adapters.state import adapters_disabled
 from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
-from lorakit.export import read_adapter
+from lorakit.export import DIALECTS, read_adapter
 from lorakit.export.verify import write_verified
 
 NAMES = families.FAMILIES.names()
@@ -275,6 +275,9 @@ def test_only_its_own_adapters_are_recognised(family: families.Family) -> None:
         module = families.FAMILIES.module(other)
         for recognises in (module.recognises, module.tiny().recognises):
             assert recognises(state.tensors) == (other == family.name)
+            if family.lora_prefixes:
+                kohya = DIALECTS.module("kohya").write(state, family, {})[0]
+                assert recognises(kohya) == (other == family.name)
     assert not family.recognises([]) and not family.recognises(["nothing.lora_A.weight"])
 
 
