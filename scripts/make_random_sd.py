@@ -1,5 +1,5 @@
-"""Writes a pipeline of Stable Diffusion 1.5 or XL, or of FLUX.1 dev, with random weights, to try a whole training run
-on without any download.
+"""Writes a pipeline of Stable Diffusion 1.5, XL or 3.5, or of FLUX.1 dev, with random weights, to try a whole
+training run on without any download.
 
 The folder has the layout of the published model: the backbone's blocks, VAE of factor 8, CLIP with 77 tokens. Its
 pictures are noise. The tokenizers are made here: byte-level like CLIP's, with a few plain words and no other merges;
@@ -8,6 +8,7 @@ for T5, of printable characters.
     python scripts/make_random_sd.py --out runs/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
     python scripts/make_random_sd.py --out runs/random-sd15 --size full   the true sizes, 2 GB in fp16
     python scripts/make_random_sd.py --out runs/random-sdxl --model sdxl  narrow; with --size full 7 GB
+    python scripts/make_random_sd.py --out runs/random-sd35 --model sd3   narrow; with --size full 3.5-medium, 16 GB
     python scripts/make_random_sd.py --out runs/random-flux --model flux  narrow; with --size full 34 GB
 """
 
@@ -24,6 +25,8 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -58,11 +61,12 @@ WORDS = [
     "blue",
 ]
 # what differs between the sizes; everything else is the published configuration. Text encoders: width, width within,
-# layers, heads; the transformer: heads, how wide each is by axis, blocks of two streams and of one
+# layers, heads; SD 3's transformer: layers, those with two attentions, heads, a head's width; FLUX's: heads, how wide each is by axis, blocks of two streams and of one
 SIZES = {
     "tiny": {
         "sd": {"channels": (16, 32, 48, 48), "heads": 4, "depths": 1},
         "sdxl": {"channels": (16, 32, 48), "heads": (2, 4, 6), "depths": (1, 1, 2)},
+        "sd3": {"blocks": (3, 2, 2, 16), "t5": (96, 128, 2, 2)},
         "flux": {"heads": 2, "axes": (4, 6, 6), "blocks": (2, 3), "t5": (48, 64, 2, 2)},
         "groups": 8,
         "text": ((32, 64, 2, 2), (48, 96, 2, 2)),
@@ -72,6 +76,7 @@ SIZES = {
     "full": {
         "sd": {"channels": (320, 640, 1280, 1280), "heads": 8, "depths": 1},
         "sdxl": {"channels": (320, 640, 1280), "heads": (5, 10, 20), "depths": (1, 2, 10)},
+        "sd3": {"blocks": (24, 13, 24, 64), "t5": (4096, 10240, 24, 64)},
         "flux": {"heads": 24, "axes": (16, 56, 56), "blocks": (19, 38), "t5": (4096, 10240, 24, 64)},
         "groups": 32,
         "text": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
@@ -130,6 +135,9 @@ def make(out: Path, *, model: str = "sd", size: str, seed: int, dtype: torch.dty
     if model == "flux":
         make_flux(out, SIZES[size], dtype)
         return
+    if model == "sd3":
+        make_sd3(out, SIZES[size], dtype)
+        return
     chosen = SIZES[size]
     own, sdxl = chosen[model], model == "sdxl"
     first, second = chosen["text"]
@@ -184,11 +192,74 @@ def make(out: Path, *, model: str = "sd", size: str, seed: int, dtype: torch.dty
     pipeline.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
 
 
+def make_sd3(out: Path, chosen: dict, dtype: torch.dtype) -> None:
+    (first, second), third = chosen["text"], chosen["sd3"]["t5"]
+    layers, dual, heads, width = chosen["sd3"]["blocks"]
+    tokenizer, tokenizer_2 = make_tokenizer(out / "tokenizer"), make_tokenizer(out / "tokenizer_2", pad="!")
+    tokenizer_3 = make_t5_tokenizer()
+    StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            num_layers=layers,
+            dual_attention_layers=tuple(range(dual)),
+            num_attention_heads=heads,
+            attention_head_dim=width,
+            caption_projection_dim=heads * width,
+            joint_attention_dim=third[0],
+            pooled_projection_dim=first[0] + second[0],
+            pos_embed_max_size=384,
+            qk_norm="rms_norm",
+        ).to(dtype),
+        vae=wide_vae(chosen, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, first, act="quick_gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, second, act="gelu")),
+        text_encoder_3=make_t5(tokenizer_3, third),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        tokenizer_3=tokenizer_3,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).to(dtype=dtype).save_pretrained(out, safe_serialization=True)
+
+
+def make_t5_tokenizer() -> T5TokenizerFast:
+    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(c), -3.0) for c in range(33, 127))]
+    return T5TokenizerFast(vocab=letters, extra_ids=0)
+
+
+def make_t5(tokenizer: T5TokenizerFast, sizes: tuple[int, int, int, int]) -> T5EncoderModel:
+    width, within, layers, heads = sizes
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=width // heads,
+            d_ff=within,
+            num_layers=layers,
+            num_heads=heads,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def wide_vae(chosen: dict, *, scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+    """Of 16 channels."""
+    return AutoencoderKL(
+        block_out_channels=chosen["vae"],
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        norm_num_groups=chosen["groups"],
+        latent_channels=16,
+        sample_size=1024,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
 def make_flux(out: Path, chosen: dict, dtype: torch.dtype) -> None:
     own, text = chosen["flux"], chosen["text"][0]
-    width, within, layers, heads = own["t5"]
-    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(c), -3.0) for c in range(33, 127))]
-    tokenizer, tokenizer_2 = make_tokenizer(out / "tokenizer"), T5TokenizerFast(vocab=letters, extra_ids=0)
+    tokenizer, tokenizer_2 = make_tokenizer(out / "tokenizer"), make_t5_tokenizer()
     double, single = own["blocks"]
     FluxPipeline(
         transformer=FluxTransformer2DModel(
@@ -196,36 +267,14 @@ def make_flux(out: Path, chosen: dict, dtype: torch.dtype) -> None:
             num_single_layers=single,
             attention_head_dim=sum(own["axes"]),
             num_attention_heads=own["heads"],
-            joint_attention_dim=width,
+            joint_attention_dim=own["t5"][0],
             pooled_projection_dim=text[0],
             guidance_embeds=True,
             axes_dims_rope=own["axes"],
         ).to(dtype),
-        vae=AutoencoderKL(
-            block_out_channels=chosen["vae"],
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            norm_num_groups=chosen["groups"],
-            latent_channels=16,
-            sample_size=1024,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        vae=wide_vae(chosen, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=CLIPTextModel(text_config(tokenizer, text, act="quick_gelu")),
-        text_encoder_2=T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer_2),
-                d_model=width,
-                d_kv=width // heads,
-                d_ff=within,
-                num_layers=layers,
-                num_heads=heads,
-                feed_forward_proj="gated-gelu",
-            )
-        ),
+        text_encoder_2=make_t5(tokenizer_2, own["t5"]),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
@@ -247,7 +296,7 @@ def xl_blocks(time: int, *, pooled: int) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--model", choices=("sd", "sdxl", "flux"), default="sd")
+    parser.add_argument("--model", choices=("sd", "sdxl", "sd3", "flux"), default="sd")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")

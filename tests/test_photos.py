@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT.parent / "shared" / "photos"
 
 
-@pytest.fixture(params=["sd", "sdxl", "flux"])
+@pytest.fixture(params=["sd", "sdxl", "sd3", "flux"])
 def model(request, tmp_path):
     """The family, and a random pipeline of it with a VAE of factor 8, made as the README says."""
     folder = tmp_path / "base"

@@ -225,7 +225,8 @@ class StableDiffusion3(Names):
         return folders.load_pipeline(StableDiffusion3Pipeline, self.path, self.components, **absent)
 
     def metadata(self) -> dict[str, str]:
-        size = "large" if self.transformer.config.num_layers > _MEDIUM else "medium"
+        config: Any = self.components["transformer"].config
+        size = "large" if config.num_layers > _MEDIUM else "medium"
         return {"ss_base_model_version": "sd3m", "modelspec.architecture": f"stable-diffusion-3-{size}/lora"}
 
     def fingerprint(self, component: str) -> str:

@@ -22,7 +22,13 @@ from lorakit.families.protocol import Family
 
 RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
-FAMILY = {"sd15": "StableDiffusion", "sdxl": "StableDiffusionXL"}
+FAMILY = {
+    "sd15": ("sd", "StableDiffusion"),
+    "sdxl": ("sdxl", "StableDiffusionXL"),
+    "sd35_large": ("sd3", "StableDiffusion3"),
+    "sd35_medium": ("sd3", "StableDiffusion3"),
+}
+UNETS = ("sd15", "sdxl")
 PARAMETERS = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
     "sdxl": {
@@ -31,6 +37,14 @@ PARAMETERS = {
         "text_encoder": 123_060_480,
         "text_encoder_2": 694_659_840,
     },
+    "sd35_large": {
+        "transformer": 8_056_627_520,
+        "vae": 83_819_683,
+        "text_encoder": 123_650_304,
+        "text_encoder_2": 694_659_840,
+        "text_encoder_3": 4_762_310_656,
+    },
+    "sd35_medium": {"transformer": 2_243_171_520},
 }
 INNER = [f"attn{n}_to_{one}" for n in (1, 2) for one in ("q", "k", "v", "out_0")] + ["ff_net_0_proj", "ff_net_2"]
 
@@ -53,7 +67,8 @@ def parts(model: str) -> dict[str, nn.Module]:
 
 def family(model: str) -> Family:
     """The family with `parts` instead of what it would load."""
-    kind = getattr(FAMILIES.module(model.removesuffix("15")), FAMILY[model])
+    name, kind_name = FAMILY[model]
+    kind = getattr(FAMILIES.module(name), kind_name)
     whole = object.__new__(kind)
     kind.__base__.__init__(whole, parts(model))
     return whole  # type: ignore[no-any-return]
@@ -107,7 +122,7 @@ def test_models_have_their_published_numbers_of_parameters(model: str) -> None:
     assert found == PARAMETERS[model]
 
 
-@pytest.mark.parametrize("model", FAMILY)
+@pytest.mark.parametrize("model", UNETS)
 def test_kohya_names_are_exactly_those_of_kohyas_own_default_targets(model: str) -> None:
     unet = {name for block, depth in ATTENTION[model].items() for name in kohya_attention(block, depth)}
     assert (len(unet), len(TEXT[model])) == COUNTS[model]
@@ -145,7 +160,7 @@ DEPTHS = {
 TEXT_WIDTHS = {"sd15": {768: 12}, "sdxl": {768: 12, 1280: 32}}  # and how many layers
 
 
-@pytest.mark.parametrize("model", FAMILY)
+@pytest.mark.parametrize("model", UNETS)
 def test_an_adapter_has_as_many_weights_as_the_structure_says(model: str) -> None:
     across = sum(TEXT_WIDTHS[model])
     unet = sum(attention_weights(width, across, d) for width, depths in DEPTHS[model].items() for d in depths)
@@ -173,3 +188,24 @@ def test_every_layer_of_sdxl_under_kohyas_name_is_found_by_the_stock_converter()
     paths = {re.sub("[._]lora$", "", name).removesuffix("_linear_layer") for name in spelled}
     paths = {f"{path}.0" if path.endswith("to_out") else path for path in paths}
     assert {path for path in paths if path.startswith("unet.")} == {f"unet.{path}" for path in layers["unet"]}
+
+
+# blocks, those with a second attention of the picture alone, width
+JOINT = {"sd35_large": (38, 0, 2432), "sd35_medium": (24, 13, 1536)}
+
+
+@pytest.mark.parametrize("model", JOINT)
+def test_joint_attention_is_adapted_in_every_block(model: str) -> None:
+    blocks, dual, width = JOINT[model]
+    both = [f"attn.{one}" for one in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")]
+    names = {f"{i}.{one}" for i in range(blocks) for one in both}
+    names |= {f"{i}.attn.to_add_out" for i in range(blocks - 1)}  # the last block goes on without the text
+    names |= {f"{i}.attn2.{one}" for i in range(dual) for one in ("to_q", "to_k", "to_v", "to_out.0")}
+    state = adapted(model)
+    found = {layer for layer in state.layers() if layer.startswith("transformer.")}
+    assert found == {f"transformer.transformer_blocks.{name}" for name in names}
+    numbers = sum(tensor.numel() for name, tensor in state.tensors.items() if name.startswith("transformer."))
+    assert numbers == len(names) * RANK * 2 * width
+    assert family(model).recognises(DIALECTS.module("diffusers").write(state, family(model), {})[0])
+    size = "large" if model == "sd35_large" else "medium"
+    assert family(model).metadata()["modelspec.architecture"] == f"stable-diffusion-3-{size}/lora"

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lorakit.families import sdxl, vae
+from lorakit.families import sd3, sdxl, vae
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_what_the_stock_pipeline_decodes_is_what_was_encoded(normalised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = sdxl.tiny().stock_pipeline()
-    if normalised:
+@pytest.mark.parametrize("kind", ["scaled", "normalised", "shifted"])
+def test_what_the_stock_pipeline_decodes_is_what_was_encoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = (sd3 if kind == "shifted" else sdxl).tiny().stock_pipeline()
+    if kind == "normalised":
         pipeline.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[0.5, 1.5, 2.0, 3.0])
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = vae.encode(pipeline.vae, pixels)
