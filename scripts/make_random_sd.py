@@ -61,7 +61,8 @@ WORDS = [
     "blue",
 ]
 # what differs between the sizes; everything else is the published configuration. Text encoders: width, width within,
-# layers, heads; SD 3's transformer: layers, those with two attentions, heads, a head's width; FLUX's: heads, how wide each is by axis, blocks of two streams and of one
+# layers, heads. SD 3's transformer: layers, those with two attentions, heads, a head's width; FLUX's: heads, how wide
+# each is by axis, blocks of two streams and of one
 SIZES = {
     "tiny": {
         "sd": {"channels": (16, 32, 48, 48), "heads": 4, "depths": 1},
