@@ -42,7 +42,8 @@ class DifferentialOutput(_Kept):
 class BlankPrompt(_Kept):
     kind: Literal["blank_prompt"]
     """Training pictures without any text are predicted as by the base, so that what the adapter does depends on the
-    prompt; guidance compares with this very prediction. Costs as much as differential_output."""
+    prompt. Guidance compares with this very prediction and then multiplies all that the adapter does, at other prompts
+    too (measured in docs/preservation.md). Costs as much as differential_output."""
     at: ClassVar[Literal["blank"]] = "blank"
 
 
