@@ -40,7 +40,7 @@ MOMENTS = {
     "cache": Moment("cache", (slow("lorakit.families.sd:StableDiffusion.encode_images", 0.1),), after=0.25, cold=True),
     "step": Moment("micro", (slow("lorakit.training.step:ready", 0.03),), after=0.1),
     "save": Moment("save", (slow("lorakit.training.checkpoint:save", 0.3),), step=4),
-    "validate": Moment("validate", (slow("lorakit.data.loader:_Samples.held_out", 0.2),), step=4),
+    "validate": Moment("validate", (slow("lorakit.data.loader:_Samples.fixed", 0.2),), step=4),
     "sample": Moment("sample", (slow("lorakit.sampling.pictures:draw", 0.2),), step=5),
     "finish": Moment("finish", (slow("lorakit.export.adapter:export_adapter", 0.3),)),
 }
