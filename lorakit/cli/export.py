@@ -42,7 +42,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file; for peft a folder")
     parser.add_argument("--dtype", choices=DTYPES, help="number format of the weights (default: as they are)")
     parser.add_argument("--base", metavar="PATH", help='the model: a diffusers folder, a hub name, or "embedded"')
-    parser.add_argument("--family", help="the base's model family")
+    parser.add_argument("--family", help="the base's model family (default: as its folder says)")
     parser.add_argument("--assume-alpha", type=float, help="alpha of layers whose file holds none")
     parser.add_argument(
         "--accept-changed", action="store_true", help="take a file that another program changed, against its digest"
@@ -104,7 +104,7 @@ def _said(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load_base(path: str, family: str | None) -> "Family":
-    """The model at `path`, of the default family where none is named."""
+    """The model at `path`, of the family that it names itself where nobody else does."""
     from lorakit import families
 
-    return families.load(family or families.DEFAULT, path)
+    return families.load(family or families.named_at(path), path)

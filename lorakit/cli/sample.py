@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strength", type=float, help="how much of a picture is drawn anew, 0 to 1")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale of classifier-free guidance (default 5)")
-    parser.add_argument("--family", help="the base's model family")
+    parser.add_argument("--family", help="the base's model family (default: as its folder says)")
     parser.add_argument("--assume-alpha", type=float, help="alpha of adapter files that hold none")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
 
@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(problems)
     from lorakit.cli.merge import adapter_of
-    from lorakit.families import DEFAULT
     from lorakit.sampling.prompts import Prompt, read_prompts, requests_for
     from lorakit.verbs.sample import sample
 
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         steps=args.steps,
         guidance=args.guidance,
-        family=args.family or DEFAULT,
+        family=args.family,
         assume_alpha=args.assume_alpha,
         image=args.image,
         mask=args.mask,

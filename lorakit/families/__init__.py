@@ -1,9 +1,9 @@
 """Floor 2: model families, one file each. What differs between models is here and nowhere else.
 
-A family's module defines `Settings`, `load(settings) -> Family`, `describe(settings) -> Description` (from its
-configurations and tokenizers alone), `around(components) -> Names | None` (a stock pipeline's, where they are of this
-family), `recognises(keys)` (whether an adapter file is for it) and `tiny() -> Family` (small, random weights: it gets
-every family test).
+A family's module defines `PIPELINES` (the stock pipelines whose folders it reads), `Settings`, `load(settings) ->
+Family`, `describe(settings) -> Description` (from its configurations and tokenizers alone), `around(components) ->
+Names | None` (a stock pipeline's, where they are of this family), `recognises(keys)` (whether an adapter file is for
+it) and `tiny() -> Family` (small, random weights: it gets every family test).
 """
 
 from collections.abc import Iterable
@@ -30,6 +30,17 @@ def load(name: str, path: str, **settings: Any) -> Family:
     Raises InputError for an unknown name or setting and for a folder that lacks a component.
     """
     return load_settings(validate_settings({"family": name, "path": path, **settings}))
+
+
+def named_at(path: str) -> str:
+    """The family whose stock pipeline the model at `path` names; the default one where it names none of those.
+
+    Raises InputError for a path that leads to no model.
+    """
+    folder = folders.resolve(path, weights=False)
+    index = folder / "model_index.json"
+    kind = folders.read_config(folder, "", index.name).get("_class_name") if index.is_file() else None
+    return next((name for name in FAMILIES.names() if kind in FAMILIES.module(name).PIPELINES), DEFAULT)
 
 
 def load_settings(settings: Settings) -> Family:

@@ -33,7 +33,7 @@ def sample(
     out: Path,
     steps: int = 20,
     guidance: float = 5.0,
-    family: str = families.DEFAULT,
+    family: str | None = None,
     assume_alpha: float | None = None,
     image: Path | None = None,
     mask: Path | None = None,
@@ -41,6 +41,7 @@ def sample(
     upscale: int = 1,
 ) -> list[Path]:
     """Draws `wanted` from `base` with every adapter at its weight; returns the PNG files, numbered on in folder `out`.
+    `family` is the base's, which mostly says it itself.
 
     Over `image`, where given, and there only what `mask` says. With `upscale` the picture, drawn or given, is enlarged
     so many times and drawn over at that size. `strength` is the share of noise that what is drawn over starts from.
@@ -56,7 +57,7 @@ def sample(
     if last != "text" and int(steps * strength) < 1:
         raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
     canvas = None if image is None else read_canvas(image, mask)
-    model = families.load(family, base)
+    model = families.load(family or families.named_at(base), base)
     for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
         if asked and needed not in model.pipelines:
             with_mask = " with --mask" if needed == "inpaint" else ""

@@ -56,6 +56,13 @@ def test_pictures_become_latents_that_the_backbone_takes(family: families.Family
     assert family.predict(latents, t, text).shape == latents.shape
 
 
+def test_a_folder_says_which_family_it_is_of(family: families.Family, tmp_path: Path) -> None:
+    assert families.named_at(str(family.path)) == family.name
+    assert families.named_at(str(tmp_path)) == families.named_at("embedded") == families.DEFAULT
+    with pytest.raises(InputError, match="does not exist"):
+        families.named_at(str(tmp_path / "none"))
+
+
 def test_everything_is_frozen_and_in_eval_mode(family: families.Family) -> None:
     for module in family.components.values():
         assert not module.training
