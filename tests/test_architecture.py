@@ -55,7 +55,20 @@ DYNAMIC = {"importlib.import_module", "import_module", "__import__"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "jsonpickle"}
 UNSAFE_NAMES = {"torch.load", "torch.save", "torch.jit.load", "os.system", "os.popen"}
 # files in families/ that are no family
-SHARED = {"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "packing", "sgm", "bfl"}
+SHARED = {
+    "protocol",
+    "folders",
+    "emphasis",
+    "clip",
+    "t5",
+    "qwen",
+    "vae",
+    "unet",
+    "transformer",
+    "packing",
+    "sgm",
+    "bfl",
+}
 FUTURE_FAMILIES = {"sdxl", "sd3", "flux", "flux2_klein", "pixart", "sana", "lumina2", "chroma", "z_image", "qwen_image"}
 
 

@@ -19,7 +19,7 @@ from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
 SHARED = frozenset(  # files here that are no family
-    {"protocol", "folders", "emphasis", "clip", "t5", "vae", "unet", "transformer", "packing", "sgm", "bfl"}
+    {"protocol", "folders", "emphasis", "clip", "t5", "qwen", "vae", "unet", "transformer", "packing", "sgm", "bfl"}
 )
 FAMILIES = Registry("lorakit.families", "family", SHARED)
 

@@ -39,7 +39,7 @@ def _from_hub(name: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     # weights of components: at the root lie single files of the whole model, as large as all of these together
-    patterns = ["*.json", "*.txt", "*.model"] + (["*/*.safetensors"] if weights else [])
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja"] + (["*/*.safetensors"] if weights else [])
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub library raises some twenty kinds; each means: not to be had

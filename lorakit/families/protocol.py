@@ -124,3 +124,17 @@ class Family(Names, Protocol):
     def recognises(self, keys: Iterable[str]) -> bool:
         """Whether an adapter file with these keys was made for this family."""
         ...
+
+
+def guided(family: Family) -> Callable[[float, str], Mapping[str, Any]]:
+    """How a family's stock pipelines are told of guidance: from its scale, of which 1 is none, and a negative prompt.
+
+    Families whose pipelines have other words for it, or another scale, have a method `guided` for it; it raises
+    InputError for what they have no words for.
+    """
+    return getattr(family, "guided", classifier_free)
+
+
+def classifier_free(scale: float, negative_prompt: str) -> dict[str, Any]:
+    """What most stock pipelines are told."""
+    return {"guidance_scale": scale, "negative_prompt": negative_prompt or None}

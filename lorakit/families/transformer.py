@@ -53,3 +53,14 @@ def describe(
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
         text_size=text_size,
     )
+
+
+def pipeline(family: Any, task: str, **parts: Any) -> Any:
+    """The stock pipeline for a `task` around the components of `family` and `parts`, tokenizers for instance."""
+    import diffusers
+
+    config = folders.read_config(family.path, "scheduler", SCHEDULER)
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    made = getattr(diffusers, family.pipelines[task])(**family.components, scheduler=scheduler, **parts)
+    made.set_progress_bar_config(disable=True)
+    return made

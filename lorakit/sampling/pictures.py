@@ -6,7 +6,7 @@ draw over: canvas.py.
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
 from lorakit.core.settings import Neutral, Settings
+from lorakit.families.protocol import classifier_free
 
 
 class SampleSettings(Settings):
@@ -71,12 +72,14 @@ def draw(
     *,
     steps: int,
     guidance: float,
+    guided: Callable[[float, str], Mapping[str, Any]] = classifier_free,
     abandon: Callable[[], bool] = lambda: False,
 ) -> list[Image.Image]:
     """One picture for each request, drawn one by one so that no picture depends on its neighbours.
 
-    Latents are drawn on the CPU, so that a seed means the same picture on any device. Raises Abandoned as soon as
-    `abandon` says so, which is asked before each picture and, by pipelines that let us, after each denoising step.
+    `guided` puts scale and negative prompt as the pipeline has them. Latents are drawn on the CPU, so that a seed means
+    the same picture on any device. Raises Abandoned as soon as `abandon` says so, which is asked before each picture
+    and, by pipelines that let us, after each denoising step.
     """
 
     def go_on(*step: Any) -> dict[str, Any]:
@@ -91,10 +94,9 @@ def draw(
         go_on()
         result = pipeline(
             request.prompt,
-            negative_prompt=request.negative_prompt or None,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=torch.Generator().manual_seed(request.seed),
+            **guided(guidance, request.negative_prompt),
             **{name: value for name, value in _frame(request).items() if name in takes},
             **asked,
         )

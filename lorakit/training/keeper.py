@@ -23,6 +23,7 @@ from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
 from lorakit.export.verify import ExportReport
+from lorakit.families.protocol import guided
 from lorakit.optimizers.state import optimizer_state, weights_to_use
 from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, label, requests
 from lorakit.training import checkpoint
@@ -141,7 +142,8 @@ class Keeper:
         with _tolerated(f"sample pictures of step {step} failed"), contextlib.suppress(Abandoned), self._shown():
             pipeline, wanted = self.trainee.family.live_pipeline(), requests(self.sampling)
             settings: dict[str, Any] = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
-            pictures = draw(pipeline, wanted, **settings, abandon=lambda: self.interrupt.pending)
+            told = guided(self.trainee.family)
+            pictures = draw(pipeline, wanted, **settings, guided=told, abandon=lambda: self.interrupt.pending)
             sampler = type(pipeline.scheduler).__name__
             with folder_aside(folder) as aside:
                 for i, (request, picture) in enumerate(zip(wanted, pictures, strict=True)):

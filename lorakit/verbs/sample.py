@@ -15,6 +15,7 @@ from lorakit.core.files import make_folder, printable, sha256_file, written_asid
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import read_adapter
 from lorakit.export.weights import Weights
+from lorakit.families.protocol import guided
 from lorakit.sampling.canvas import Canvas, read_canvas
 from lorakit.sampling.pictures import Request, draw, label
 
@@ -71,11 +72,11 @@ def sample(
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {printable(out)} is a file: give a folder.")
     make_folder(out)
-    pipeline = model.live_pipeline(task)
-    pictures = draw(pipeline, wanted, steps=steps, guidance=guidance)
+    pipeline, told = model.live_pipeline(task), guided(model)
+    pictures = draw(pipeline, wanted, steps=steps, guidance=guidance, guided=told)
     if upscale > 1 and canvas is None:
         wanted = [_enlarged(r, picture, strength, upscale) for r, picture in zip(wanted, pictures, strict=True)]
-        pictures = draw(model.live_pipeline("image"), wanted, steps=steps, guidance=guidance)
+        pictures = draw(model.live_pipeline("image"), wanted, steps=steps, guidance=guidance, guided=told)
     settings: dict[str, Any] = {
         "steps": steps,
         "guidance": guidance,

@@ -27,7 +27,7 @@ from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file, unsuited
-from lorakit.families.protocol import Description, Family
+from lorakit.families.protocol import Description, Family, guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
@@ -292,6 +292,8 @@ def _prepared(
 ) -> tuple[Trainee, Loader]:
     """The model with its adapters, and what feeds it, from a filled cache."""
     family = families.load_settings(recipe.model)
+    if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
+        guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
     family.to(runtime.device, DTYPES[recipe.run.precision])
     adapted = components_to_adapt(recipe, family)
     inject_adapters(recipe, family, adapted)

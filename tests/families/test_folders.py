@@ -44,12 +44,19 @@ def test_the_hub_is_not_asked_for_single_files_of_the_whole_model(monkeypatch: p
     asked: list[list[str]] = []
 
     def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        files = ["sd_xl_base_1.0.safetensors", "unet/a.safetensors", "unet/a.bin", "vae/config.json", "tokenizer/x.txt"]
+        files = [
+            "sd_xl_base_1.0.safetensors",
+            "unet/a.safetensors",
+            "unet/a.bin",
+            "vae/config.json",
+            "tokenizer/x.txt",
+            "tokenizer/chat_template.jinja",
+        ]
         asked.append(list(filter_repo_objects(files, allow_patterns=allow_patterns)))
         return str(sdxl.tiny().path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     families.load("sdxl", "somebody/sdxl")
     families.describe("sdxl", "somebody/sdxl")
-    configurations = ["vae/config.json", "tokenizer/x.txt"]
+    configurations = ["vae/config.json", "tokenizer/x.txt", "tokenizer/chat_template.jinja"]
     assert asked == [["unet/a.safetensors", *configurations], configurations]

@@ -1,0 +1,115 @@
+"""The published models whose transformer alone is adapted, from their configurations and without weights.
+
+As in test_true_shapes.py, names are written here from the structure of the model, not through lorakit's own maps.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lorakit.adapters import AdapterState, lora, trainable_parameters
+from lorakit.export import DIALECTS
+from lorakit.export.keymap import family_layers
+from lorakit.families import FAMILIES
+from lorakit.families.protocol import Family
+
+RANK = 2
+SHAPES = Path(__file__).parent / "shapes"
+CLASS = {"zimage": "ZImage"}
+PARAMETERS = {"zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096}}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def zimage() -> Iterator[tuple[str, int, int]]:
+    """Each layer that is adapted by default: its path, numbers in and numbers out."""
+    width, hidden = 3840, 10240
+    for block in [
+        f"{part}.{i}" for part, n in (("layers", 30), ("noise_refiner", 2), ("context_refiner", 2)) for i in range(n)
+    ]:
+        yield from ((f"{block}.attention.{one}", width, width) for one in ATTENTION)
+        yield from ((f"{block}.feed_forward.{one}", width, hidden) for one in ("w1", "w3"))
+        yield f"{block}.feed_forward.w2", hidden, width
+
+
+LAYERS = {"zimage": list(zimage())}
+
+
+@functools.cache
+def parts(model: str) -> dict[str, nn.Module]:
+    import diffusers
+    import transformers
+
+    made: dict[str, nn.Module] = {}
+    with torch.device("meta"):
+        for name, config in json.loads((SHAPES / f"{model}.json").read_text()).items():
+            if name.startswith("text"):
+                kind = getattr(transformers, config["architectures"][0])
+                made[name] = kind(kind.config_class(**config))
+            else:
+                made[name] = getattr(diffusers, config["_class_name"]).from_config(config)
+    return made
+
+
+def family(model: str) -> Family:
+    """The family with `parts` instead of what it would load."""
+    kind = getattr(FAMILIES.module(model), CLASS[model])
+    whole = object.__new__(kind)
+    kind.__base__.__init__(whole, parts(model))
+    return whole  # type: ignore[no-any-return]
+
+
+@functools.cache
+def adapted(model: str) -> AdapterState:
+    """A fresh adapter on the default targets."""
+    whole = family(model)
+    module = whole.components["transformer"]
+    lora.inject(module, lora.Settings(rank=RANK), targets=whole.default_targets["transformer"], seed=0)
+    tensors = {name: parameter.data for name, parameter in trainable_parameters({"transformer": module}).items()}
+    return AdapterState("lora", tensors, {name.rpartition(".lora_")[0]: float(RANK) for name in tensors})
+
+
+@pytest.mark.parametrize("model", CLASS)
+def test_models_have_their_published_numbers_of_parameters(model: str) -> None:
+    # a fresh model: others of these tests put adapters into theirs
+    found = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.__wrapped__(model).items()}
+    assert found == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("model", CLASS)
+def test_the_layers_that_are_adapted_and_their_sizes_are_those_of_the_structure(model: str) -> None:
+    expected = {}
+    for path, ins, outs in LAYERS[model]:
+        expected[f"transformer.{path}.lora_A.weight"] = (RANK, ins)
+        expected[f"transformer.{path}.lora_B.weight"] = (outs, RANK)
+    assert {name: tuple(tensor.shape) for name, tensor in adapted(model).tensors.items()} == expected
+
+
+@pytest.mark.parametrize("model", CLASS)
+def test_diffusers_names_are_those_that_peft_gives_the_adapted_model(model: str) -> None:
+    from peft import get_peft_model_state_dict
+
+    state, whole = adapted(model), family(model)
+    stock = {f"transformer.{key}" for key in get_peft_model_state_dict(whole.components["transformer"])}
+    assert set(DIALECTS.module("diffusers").write(state, whole, {})[0]) == stock
+
+
+@pytest.mark.parametrize(("model", "pipeline"), [("zimage", "ZImagePipeline")])
+def test_every_layer_under_kohyas_name_is_found_by_the_stock_converter(model: str, pipeline: str) -> None:
+    import diffusers
+
+    whole = family(model)
+    file: dict[str, Any] = {}
+    for layer, base in DIALECTS.module("kohya").keymap(whole).bases.items():
+        assert base == "lora_unet_" + layer.removeprefix("transformer.").replace(".", "_")
+        file |= {f"{base}.lora_down.weight": torch.ones(1, 1), f"{base}.lora_up.weight": torch.ones(1, 1)}
+        file[f"{base}.alpha"] = torch.tensor(1.0)
+    converted = getattr(diffusers, pipeline).lora_state_dict(file)
+    paths = {key.rpartition(".lora_")[0] for key in converted}
+    assert paths == {f"transformer.{path}" for path in family_layers(whole)["transformer"]}
+    assert len(paths) > len(LAYERS[model])
