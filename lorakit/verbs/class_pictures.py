@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lorakit.core.files import write_text, written_aside
 from lorakit.core.processes import gather_objects, on_first_rank, portable, rank, world
 from lorakit.data.sources.generate import GenerateSettings
 from lorakit.export.files import DTYPES
+from lorakit.families.protocol import classifier_free, guided
 from lorakit.recipe import Recipe
 from lorakit.sampling.pictures import Request, draw, label
 from lorakit.training.processes import bar
@@ -97,7 +98,7 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
             failure: BaseException | None = None
             try:
                 check()
-                draw_into_place(pipeline, together[rank() : rank() + 1])
+                draw_into_place(pipeline, together[rank() : rank() + 1], guided=guided(family))
             except (Exception, KeyboardInterrupt) as error:
                 failure = error
             for of_rank in (failure, *gather_objects(portable(failure))):
@@ -107,10 +108,15 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
     return len(todo)
 
 
-def draw_into_place(pipeline: Any, pictures: Sequence[ClassPicture]) -> None:
+def draw_into_place(
+    pipeline: Any,
+    pictures: Sequence[ClassPicture],
+    *,
+    guided: Callable[[float, str], Mapping[str, Any]] = classifier_free,
+) -> None:
     """Draws each of `pictures` and writes its caption and it."""
     for wanted in pictures:
-        (drawn,) = draw(pipeline, [wanted.request], steps=wanted.steps, guidance=wanted.guidance)
+        (drawn,) = draw(pipeline, [wanted.request], steps=wanted.steps, guidance=wanted.guidance, guided=guided)
         write_text(wanted.file.with_suffix(".txt"), wanted.request.prompt + "\n")
         said = label(wanted.request, drawn, steps=wanted.steps, guidance=wanted.guidance, base=wanted.base)
         with written_aside(wanted.file) as aside:
