@@ -4,6 +4,7 @@ Every number (VAE factor, scaling, prediction type, token limit) is read from th
 """
 
 import functools
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lorakit.core import settings as core_settings
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import bfl, clip, emphasis, folders, sgm, unet, vae
+from lorakit.families import clip, emphasis, folders, sgm, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -27,6 +28,10 @@ PARTS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+# kohya's files call every backbone lora_unet_, so what stands behind it has to be a U-Net's
+_KEY = re.compile(
+    r"lora_unet_((down|up)_blocks|mid_block|conv_(in|out)|(time|class)_embedding)[._]|lora_te1?_|(unet|text_encoder)\."
+)
 
 
 class Settings(core_settings.Settings):
@@ -177,9 +182,7 @@ class StableDiffusion(Names):
 def recognises(keys: Iterable[str]) -> bool:
     """Whether an adapter file with these keys was made for this family."""
     keys = list(keys)
-    starts = (*Names.lora_prefixes.values(), "lora_te1_", "unet.", "text_encoder.")
-    other = sgm.is_xl(keys) or bfl.has_blocks(keys)
-    return bool(keys) and all(k.startswith(starts) for k in keys) and not other
+    return bool(keys) and all(_KEY.match(key) for key in keys) and not sgm.is_xl(keys)
 
 
 @functools.cache

@@ -108,3 +108,18 @@ def test_a_fingerprint_follows_every_byte(folder: Path) -> None:
     edit(folder / "tokenizer" / "tokenizer_config.json", added=1)
     assert family.fingerprint("vae") == before["vae"]
     assert family.fingerprint("text_encoder") != before["text_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "own"),
+    [
+        (["lora_unet_conv_in.alpha", "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"], True),
+        (["lora_unet_time_embedding_linear_1.alpha", "lora_unet_mid_block_attentions_0_proj_in.alpha"], True),
+        (["lora_unet_up_blocks_1_attentions_0_transformer_blocks_1_attn1_to_q.alpha"], False),  # SDXL
+        (["lora_unet_conv_in.alpha", "lora_unet_joint_blocks_0_x_block_attn_qkv.alpha"], False),  # SD 3
+        (["lora_unet_layers_0_attention_to_q.alpha"], False),  # Z-Image
+        (["lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "lora_unet_single_blocks_0_linear1.alpha"], False),
+    ],
+)
+def test_adapters_of_other_programs_are_recognised(keys: list[str], own: bool) -> None:
+    assert sd.recognises(keys) == own
