@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -72,7 +72,9 @@ def _of_class(
         for model in models:
             kind = model.model_fields.get("kind")
             word = (f"{key}.kind={get_args(kind.annotation)[0]}",) if kind and len(models) > 1 else ()
-            yield from _of_class(model, f"{key}.0" if name == "sources" else key, chosen + word, tried=common)
+            yield from _of_class(
+                model, f"{key}.0" if get_origin(field.annotation) is list else key, chosen + word, tried=common
+            )
             common |= model.model_fields.keys() - model.__annotations__.keys()
 
 
@@ -99,6 +101,8 @@ GIVEN = {
     "objective.preservation.kind=masked_prior": ["data.sources.0.mask_path=masks"],
 }
 TEXT_ENCODER = ["adapter.text_encoder.rank=2"]
+PATTERN = ["adapter.patterns=[{match='to_q',rank=1}]"]
+OF_TEXT = [*TEXT_ENCODER, "adapter.text_encoder.patterns=[{match='mlp',rank=1}]"]
 TWO = ["data.sources.1.path=two", "data.sources.1.caption_dropout=0"]
 COMPARED = [*TWO, "data.sources.1.class_prompt=a dog", "objective.preservation={kind='differential_output'}"]
 DRAWN = [
@@ -131,12 +135,22 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "adapter.dropout": "adapter.dropout=0.5",
     "adapter.lr": "adapter.lr=0.02",
     "adapter.targets": "adapter.targets=['to_q']",
+    "adapter.blocks": "adapter.blocks=mid_block",
+    "adapter.patterns.0.match": (PATTERN, "adapter.patterns.0.match=attn2"),
+    "adapter.patterns.0.rank": (PATTERN, "adapter.patterns.0.rank=3"),
+    "adapter.patterns.0.alpha": (PATTERN, "adapter.patterns.0.alpha=3"),
+    "adapter.patterns.0.lr": (PATTERN, "adapter.patterns.0.lr=0.02"),
     "adapter.text_encoder.rslora": (TEXT_ENCODER, "adapter.text_encoder.rslora=true"),
     "adapter.text_encoder.rank": "adapter.text_encoder.rank=2",
     "adapter.text_encoder.alpha": (TEXT_ENCODER, "adapter.text_encoder.alpha=1"),
     "adapter.text_encoder.dropout": (TEXT_ENCODER, "adapter.text_encoder.dropout=0.5"),
     "adapter.text_encoder.lr": (TEXT_ENCODER, "adapter.text_encoder.lr=0.02"),
     "adapter.text_encoder.targets": (TEXT_ENCODER, "adapter.text_encoder.targets=['q_proj']"),
+    "adapter.text_encoder.blocks": (TEXT_ENCODER, "adapter.text_encoder.blocks=layers.1-3"),
+    "adapter.text_encoder.patterns.0.match": (OF_TEXT, "adapter.text_encoder.patterns.0.match=fc1"),
+    "adapter.text_encoder.patterns.0.rank": (OF_TEXT, "adapter.text_encoder.patterns.0.rank=3"),
+    "adapter.text_encoder.patterns.0.alpha": (OF_TEXT, "adapter.text_encoder.patterns.0.alpha=3"),
+    "adapter.text_encoder.patterns.0.lr": (OF_TEXT, "adapter.text_encoder.patterns.0.lr=0.02"),
     "objective.timesteps.min": "objective.timesteps.min=0.6",
     "objective.timesteps.max": "objective.timesteps.max=0.4",
     "objective.timesteps.mean": "objective.timesteps.mean=2",

@@ -1,11 +1,10 @@
 """LoRA (Hu et al., 2106.09685, eq. 3): W x + alpha/rank · B A x beside frozen linear and convolution layers.
 
-Here are its settings and how it is put into a module, by peft. What is done with an adapter once it is in (state, load,
-switching off) is in state.py, its files are in lorakit/export/.
+Here are its settings and how it is put into a module, by peft. Which layers it goes into is in targets.py; what is done
+with an adapter once it is in (state, load, switching off) in state.py, its files are in lorakit/export/.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
@@ -14,11 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lorakit.adapters.state import LayerPlan, adaptable_layers, adapter_layers, inject_layers
+from lorakit.adapters.targets import Listed, PatternSettings, choose, pattern_of
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import InputError
-from lorakit.core.files import printable
 from lorakit.core.seeding import generator
-from lorakit.core.settings import did_you_mean
 
 
 class _Part(core_settings.Settings):
@@ -30,19 +28,47 @@ class _Part(core_settings.Settings):
     """Probability with which an input of the adapter is zeroed during training."""
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Learning rate of this adapter. Left out: the optimizer's."""
-    targets: list[str] | None = Field(None, min_length=1)
-    """Endings of the names of the layers that are adapted; * in one is any number. Left out: the family's own."""
+    targets: Listed[list[str] | None] = Field(None, min_length=1)
+    """The layers that are adapted: "attention", "attention+mlp", "all-linear", "all+conv", endings of their names
+    (where * is any number), or several of these. Left out: the family's own."""
+    blocks: Listed[list[str] | None] = Field(None, min_length=1)
+    """Only layers within these parts of the model, by names in a row, where numbers may be ranges: "mid_block",
+    "up_blocks.0-1", "transformer_blocks.4-11". Left out: everywhere."""
+    patterns: list[PatternSettings] = []
+    """Layers of these with a rank, alpha or rate of their own. Of several that match a layer the last one counts, and
+    it alone."""
 
-    @property
-    def effective_alpha(self) -> float:
-        """The alpha of alpha/rank · B A; for rsLoRA (2312.03732) that is alpha · sqrt(rank). Exact in single precision.
+    def plan_of(self, name: str, rank: int) -> LayerPlan:
+        """The plan of the layer `name`, of this rank.
 
-        Files hold alphas in single precision: rounding here makes a file give back the very bits that were trained.
+        Its alpha is that of alpha/rank · B A; for rsLoRA (2312.03732) that is alpha · sqrt(rank). Files hold alphas in
+        single precision: rounding here makes a file give back the very bits that were trained.
         """
-        alpha = float(self.rank if self.alpha is None else self.alpha)
+        i = pattern_of(self, name)
+        said = self.alpha if i is None or self.patterns[i].alpha is None else self.patterns[i].alpha
+        alpha = float(rank if said is None else said)
         if getattr(self, "rslora", False):
-            alpha *= math.sqrt(self.rank)
-        return float(torch.tensor(alpha, dtype=torch.float32))
+            alpha *= math.sqrt(rank)
+        return LayerPlan(rank=rank, alpha=float(torch.tensor(alpha, dtype=torch.float32)))
+
+    def rate_of(self, name: str) -> tuple[str, float] | None:
+        """The name and number of the layer's own learning rate, where a pattern gives it one."""
+        i = pattern_of(self, name)
+        rate = None if i is None else self.patterns[i].lr
+        return None if i is None or rate is None else (self.patterns[i].name, rate)
+
+    def rates(self) -> dict[str, float | None]:
+        """The learning rates that are said here, by their keys; that of all layers may be None."""
+        own = {f"patterns.{i}.lr": pattern.lr for i, pattern in enumerate(self.patterns) if pattern.lr is not None}
+        return {"lr": self.lr, **own}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "_Part":
+        names = [pattern.name for pattern in self.patterns if pattern.lr is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two patterns have rates that would both be called lr_{name}: make it one pattern")
+        return self
 
 
 class PartSettings(_Part):
@@ -74,18 +100,17 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
     """Freezes `module` and puts a fresh adapter, which changes nothing yet, beside each layer that a target names.
 
     A is uniform in ±1/sqrt(inputs), drawn from `seed` and the layer's own name; B is zero; both fp32. `targets` are
-    endings of dotted names ("to_q", "ff.net.2", "blocks.*.proj"). Raises InputError for a target that no linear or
-    convolution layer has, and names the endings that there are.
+    presets or endings of dotted names ("to_q", "blocks.*.proj"), of which the settings' blocks and patterns leave some
+    out. Raises InputError for what names no linear or convolution layer, and says what there is.
     """
-    where = "adapter.text_encoder.targets" if isinstance(settings, PartSettings) else "adapter.targets"
+    where = "adapter.text_encoder" if isinstance(settings, PartSettings) else "adapter"
     layers = adaptable_layers(module)
-    names = _matching(layers, targets, where=where)
-    shapes = [tuple(cast("Tensor", layers[name].weight).shape) for name in names]
-    most = max(min(shape[0], math.prod(shape[1:])) for shape in shapes)
-    if settings.rank > most:
-        key = where.replace("targets", "rank")
-        raise InputError(f"{key} = {settings.rank} is more than any of its layers has (at most {most}): lower it.")
-    plan = {name: LayerPlan(rank=settings.rank, alpha=settings.effective_alpha) for name in names}
+    shapes = {name: tuple(cast("Tensor", layer.weight).shape) for name, layer in layers.items()}
+    grouped = [name for name, layer in layers.items() if getattr(layer, "groups", 1) != 1]
+    chosen = choose(shapes, settings, targets, where=where, grouped=grouped)
+    if chosen.problems:
+        raise InputError(chosen.problems)
+    plan = {name: settings.plan_of(name, rank) for name, rank in chosen.ranks.items()}
     adapter = inject_layers(module, plan, dropout=settings.dropout)
     for name, layer in adapter_layers(module):
         if name not in plan:
@@ -97,36 +122,11 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
 
 def weight_count(shapes: Mapping[str, tuple[int, ...]], part: Settings | PartSettings, targets: Sequence[str]) -> int:
     """How many weights `inject` adds to a module whose layers' weights have these `shapes`, by dotted path."""
-    named = [shape for name, shape in shapes.items() if any(_ends(name, target) for target in targets)]
-    return sum(part.rank * (math.prod(shape[1:]) + shape[0]) for shape in named)
+    ranks = choose(shapes, part, targets, where="adapter").ranks
+    return sum(rank * (math.prod(shapes[name][1:]) + shapes[name][0]) for name, rank in ranks.items())
 
 
 def _uniform(shape: torch.Size, *, seed: int, name: str) -> Tensor:
     # peft's own law (Kaiming with a = sqrt(5)), but from a seed that no other layer's existence shifts
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, "adapter", name))
-
-
-def _ends(name: str, target: str) -> bool:
-    return re.search(rf"(^|\.){re.escape(target).replace(re.escape('*'), '[0-9]+')}$", name) is not None
-
-
-def _matching(layers: Mapping[str, nn.Module], targets: Sequence[str], *, where: str) -> list[str]:
-    problems = []
-    for target in targets:
-        matched = [name for name in layers if _ends(name, target)]
-        if not matched:
-            hint = did_you_mean(target, _endings(layers))
-            problems.append(f"{where}: no linear or convolution layer's name ends in {printable(target)!r}.{hint}")
-        grouped = [name for name in matched if getattr(layers[name], "groups", 1) != 1]
-        if grouped:
-            problems.append(f"{where}: {target!r} names grouped convolutions ({grouped[0]}): leave it out.")
-    if problems:
-        raise InputError(problems)
-    return [name for name in layers if any(_ends(name, target) for target in targets)]
-
-
-def _endings(names: Mapping[str, nn.Module]) -> list[str]:
-    """The shortest endings that say something: a number is told with the word before it (`to_out.0`)."""
-    words = (re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name) for name in names)
-    return sorted({word.group() for word in words if word})

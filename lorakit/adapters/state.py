@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ class AdapterState:
 
     def components(self) -> list[str]:
         return sorted({name.split(".", 1)[0] for name in self.layers()})
+
+
+def with_alphas(state: AdapterState, alphas: Mapping[str, float]) -> AdapterState:
+    """The adapter of the same effect with these alphas: alpha · B A stays, up to rounding, by a factor on B."""
+    factors = {layer: state.alphas[layer] / alphas[layer] for layer in state.layers()}
+    scaled = {
+        f"{layer}{SECOND}": state.tensors[f"{layer}{SECOND}"] * factor
+        for layer, factor in factors.items()
+        if factor != 1
+    }
+    return replace(state, tensors={**state.tensors, **scaled}, alphas={layer: alphas[layer] for layer in factors})
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters import AdapterState
+from lorakit.adapters.state import with_alphas
 from lorakit.core.errors import InputError
 from lorakit.core.files import folder_aside, printable, safetensors_bytes, write_bytes
 from lorakit.export.alphas import stored_alpha
 from lorakit.export.container import CONFIG, DTYPE_OF, WEIGHTS, open_adapter
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.digests import DIGEST, adapter_digest, data_hash
+from lorakit.export.fused import fused_alphas
 from lorakit.export.keymap import FIRST, split_key
 from lorakit.export.kinds import other_kind
 from lorakit.export.metadata import adapter_metadata
@@ -81,6 +83,7 @@ def write_adapter(
             f"the format {format} cannot carry an adapter of the kind {printable(state.kind)}: its readers would drop "
             f"a part or make another adapter of it. Write {' or '.join(able) or 'no file'}, or merge it into its base."
         )
+    state = readable(state, format, family)
     entries = {**adapter_metadata(state, family, name=path.stem), **(metadata or {})}
     tensors, entries = dialect.write(state, family, entries)
     tensors = _cast(tensors, dtype)
@@ -91,6 +94,21 @@ def write_adapter(
     entries |= {"sshs_model_hash": weights, "modelspec.hash_sha256": f"0x{weights}"}
     entries |= {DIGEST: sealed(dialect, tensors, entries)}
     write_bytes(path, safetensors_bytes(tensors, entries))
+
+
+def readable(state: AdapterState, format: str, family: Names) -> AdapterState:
+    """`state` as all readers of the dialect understand it: one alpha in the components where they ask for that.
+
+    It is the alpha of most layers, whose weights stay as they are to the bit. Layers that are written as one get its
+    alpha/rank.
+    """
+    components = getattr(DIALECTS.module(format), "ONE_ALPHA", ())
+    alphas = {**state.alphas, **(fused_alphas(state, family) if components else {})}
+    for component in components:
+        own = {layer: state.alphas[layer] for layer in state.layers() if layer.startswith(f"{component}.")}
+        usual = Counter(alpha for alpha in own.values() if alpha).most_common(1)
+        alphas |= dict.fromkeys(own, usual[0][0]) if usual else {}
+    return state if alphas == state.alphas else with_alphas(state, alphas)
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -53,6 +53,17 @@ def fuse(state: AdapterState, family: Names) -> AdapterState:
     return AdapterState(state.kind, tensors, alphas)
 
 
+def fused_alphas(state: AdapterState, family: Names) -> dict[str, float]:
+    """The alphas with which `fuse` leaves the rows of B as they are, of the parts that have others."""
+    found: dict[str, float] = {}
+    for names in family.fused.values():
+        ranks = {name: len(state.tensors[name + FIRST]) for name in names if name in state.alphas}
+        scale = sum(state.alphas[name] for name in ranks) / max(1, sum(ranks.values()))
+        own = {name: scale * rank for name, rank in ranks.items()}
+        found |= {name: alpha for name, alpha in own.items() if alpha and not math.isclose(alpha, state.alphas[name])}
+    return found
+
+
 def split(state: AdapterState, family: Names) -> AdapterState:
     """The inverse of `fuse` in effect: layers of the parts, each without the columns of B that are zero in its rows.
 

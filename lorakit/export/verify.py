@@ -23,7 +23,7 @@ from lorakit.core.files import make_folder, printable, rename, storage_errors
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.digests import path_digest
-from lorakit.export.files import dtype_name, read_adapter, write_adapter
+from lorakit.export.files import dtype_name, read_adapter, readable, write_adapter
 from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
 from lorakit.families.protocol import Family
 
@@ -106,6 +106,7 @@ def verify_adapter(
     that was trained.
     """
     quiet_libraries()
+    state = readable(state, format, family)
     calls = record_calls(family)
     with torch.random.fork_rng(devices=[]):
         components = stock_components(family.stock_pipeline(), family)

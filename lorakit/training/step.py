@@ -187,7 +187,7 @@ def run_step(
 
 
 def learning_rates(trainee: Trainee, lr_factor: float) -> dict[str, float]:
-    """The rates of a step as `metrics.jsonl` names them: `lr` of the backbone, `lr_<component>` of the others."""
+    """The rates of a step as `metrics.jsonl` names them: `lr` of the backbone, `lr_<group>` of the others."""
     rates = {}
     for group in trainee.optimizer.param_groups:
         name = "lr" if group["name"] == trainee.family.backbone else f"lr_{group['name']}"

@@ -3,16 +3,17 @@
 Not the way to go on with a run: optimizer, step and random numbers begin anew.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
 
 from lorakit.adapters import AdapterState, adapter_state, copy_adapter_state
-from lorakit.adapters.state import FIRST
+from lorakit.adapters.state import FIRST, with_alphas
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.export.files import read_adapter
+from lorakit.export.files import read_adapter, readable
 from lorakit.families.protocol import Family
 
 
@@ -27,6 +28,11 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
         state = read_adapter(file, family=family, assume_alpha=_rank_as_alpha(wanted))
     except InputError as error:
         raise InputError([f"adapter.init_from: {problem}" for problem in error.problems]) from None
+    folded = readable(wanted, "kohya", family).alphas
+    if state.alphas.keys() == folded.keys() and all(
+        math.isclose(a, folded[n], rel_tol=1e-6) for n, a in state.alphas.items()
+    ):
+        state = with_alphas(state, wanted.alphas)
     problems = _components(wanted, state, family.backbone) or _layers(wanted, state, family.backbone)
     if problems:
         raise InputError([f"adapter.init_from = {printable(file)}: {problem}" for problem in problems])
@@ -82,10 +88,12 @@ def _layers(wanted: AdapterState, given: AdapterState, backbone: str) -> list[st
 
 def _numbers(key: str, pairs: Collection[tuple[float, float]], *, note: str = "") -> list[str]:
     """The problem, if there is one, with a setting that layers have as (given, wanted)."""
-    theirs, ours = sorted({given for given, _ in pairs}), sorted({wanted for _, wanted in pairs})
-    if theirs == ours:
+    if all(theirs == ours for theirs, ours in pairs):
         return []
+    theirs, ours = sorted({given for given, _ in pairs}), sorted({wanted for _, wanted in pairs})
+    some = ", ".join(f"{number:g}" for number in theirs[:5])
+    if len(ours) > 1:
+        return [f"{key} and its patterns give other numbers than the file's layers have ({some}): make them equal."]
     if len(theirs) > 1:
-        some = ", ".join(f"{number:g}" for number in theirs[:5])
-        return [f"{key} is one number for all layers, and its layers have several ({some}): take another file."]
+        return [f"{key} is one number for all layers, and its layers have several ({some}): give them by patterns."]
     return [f"{key} is {ours[0]:g} and the file's {theirs[0]:g}{note}: make them equal."]

@@ -244,7 +244,8 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     except InputError as error:
         problems += error.problems
     parts = {"adapter": recipe.adapter, "adapter.text_encoder": recipe.adapter.text_encoder}
-    problems += recipe.optimizer.problems({f"{key}.lr": part and part.lr for key, part in parts.items()})
+    rates = {f"{key}.{name}": rate for key, part in parts.items() if part for name, rate in part.rates().items()}
+    problems += recipe.optimizer.problems(rates)
     if recipe.adapter.init_from is not None and fresh:
         try:
             read_file(Path(recipe.adapter.init_from))

@@ -68,11 +68,7 @@ def make_trainee(
     elif recipe.adapter.init_from is not None:
         warm_start(adapted, Path(recipe.adapter.init_from), family=family)
     parameters = trainable_parameters(adapted)
-    groups: list[dict[str, Any]] = []
-    for name in adapted:
-        lr = _part(recipe, family, name).lr or recipe.optimizer.full_rate
-        own = [p for key, p in parameters.items() if key.startswith(f"{name}.")]
-        groups.append({"params": own, "lr": lr, "full_lr": lr, "name": name})
+    groups = _groups(recipe, family, adapted, parameters)
     chosen = OPTIMIZERS.module(recipe.optimizer.kind)
     optimizer = chosen.build(recipe.optimizer, groups)
     group_state = getattr(chosen, "GROUP_STATE", ())
@@ -103,6 +99,31 @@ def make_trainee(
         seed=recipe.run.seed,
         preserves=recipe.objective.preservation.at is not None,
     )
+
+
+def _groups(
+    recipe: Recipe, family: Family, adapted: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: one for each component, and behind it those of the patterns that have rates."""
+    groups: list[dict[str, Any]] = []
+    for component in adapted:
+        part, prefix = _part(recipe, family, component), f"{component}."
+        own = {"": part.lr or recipe.optimizer.full_rate}  # by the pattern's name
+        members: dict[str, list[nn.Parameter]] = {"": []}
+        for key, parameter in parameters.items():
+            if key.startswith(prefix):
+                pattern, rate = part.rate_of(key.removeprefix(prefix).rpartition(".lora_")[0]) or ("", own[""])
+                own[pattern] = rate
+                members.setdefault(pattern, []).append(parameter)
+        for pattern, rate in own.items():
+            name = "_".join(
+                word for word in ("" if pattern and component == family.backbone else component, pattern) if word
+            )
+            groups.append({"params": members[pattern], "lr": rate, "full_lr": rate, "name": name})
+    names = [group["name"] for group in groups]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"adapter.patterns: two rates would be called lr_{twice[0]}: write the match otherwise.")
+    return groups
 
 
 def _part(recipe: Recipe, family: Family, component: str) -> Any:

@@ -118,10 +118,10 @@ def test_a_target_that_names_nothing_is_told_with_what_there_is() -> None:
 def test_rslora_reaches_the_text_encoder() -> None:
     settings = lora.Settings(rank=4, rslora=True, text_encoder=lora.PartSettings(rank=9, alpha=2.0))
     assert settings.text_encoder is not None
-    assert settings.text_encoder.effective_alpha == 6.0
+    assert settings.text_encoder.plan_of("x", 9).alpha == 6.0
     kept = lora.Settings(rslora=True, text_encoder=lora.PartSettings(rank=9, alpha=2.0, rslora=False))
     assert kept.text_encoder is not None
-    assert kept.text_encoder.effective_alpha == 2.0
+    assert kept.text_encoder.plan_of("x", 9).alpha == 2.0
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("proj",), ("0",), ("nothing",)])

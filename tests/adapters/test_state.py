@@ -15,7 +15,7 @@ from lorakit.adapters import (
     lora,
     trainable_parameters,
 )
-from lorakit.adapters.state import adaptable_layers, replaced, state_from, state_metadata
+from lorakit.adapters.state import adaptable_layers, replaced, state_from, state_metadata, with_alphas
 from lorakit.core.errors import InputError
 from tests.adapters.test_lora import TARGETS, X, net
 
@@ -164,3 +164,19 @@ def test_replaced_weights_come_back_to_the_bit_whatever_happens_within() -> None
     assert all(torch.equal(average[n], p) for n, p in trainable_parameters({"net": other}).items())
     with pytest.raises(AssertionError, match="replacement"), replaced(parameters, {}):
         pass
+
+
+def test_another_alpha_is_the_same_adapter() -> None:
+    model = net()
+    lora.inject(model, lora.Settings(rank=2, alpha=3.0), targets=TARGETS, seed=0)
+    for parameter in trainable_parameters({"net": model}).values():
+        parameter.data.normal_()
+    state = adapter_state({"net": model})
+    alphas = {"net.conv": 0.5, "net.to_out.0": 3.0, "net.proj": -2.0}
+    again, other = net(), with_alphas(state, alphas)
+    assert (
+        other.alphas == alphas
+        and other.tensors["net.to_out.0.lora_B.weight"] is state.tensors["net.to_out.0.lora_B.weight"]
+    )
+    load_adapter_state({"net": again}, other)
+    torch.testing.assert_close(again(X), model(X))

@@ -15,7 +15,7 @@ from lorakit.adapters import AdapterState
 from lorakit.core.errors import LorakitError
 from lorakit.export import read_adapter, write_adapter
 from lorakit.export.digests import DIGEST
-from lorakit.export.files import read_file
+from lorakit.export.files import read_file, readable
 
 FORMATS = ("kohya", "diffusers", "peft", "lorakit")
 
@@ -163,16 +163,16 @@ MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 def hammer(folder: Path, numbers: range) -> dict[str, int]:
     """Tries mutations `numbers`: each file gives our error, or an adapter, and that is the one that was written where
     the file says its digest. Returns how often which came of it."""
-    family, state = model(), adapter()
-    whole = {}
+    family, whole = model(), {}
     for format in FORMATS:
         whole[format] = folder / (format if format == "peft" else f"{format}.safetensors")
-        write_adapter(state, whole[format], format=format, family=family)
+        write_adapter(adapter(), whole[format], format=format, family=family)
     counts = {"refused": 0, "the same": 0, "changed, without a digest": 0}
     damaged = folder / "damaged"
     for number in numbers:
         draw = random.Random(number)
-        source = whole[draw.choice(FORMATS)]
+        format = draw.choice(FORMATS)
+        source, state = whole[format], readable(adapter(), format, model())
         path = damaged if source.is_dir() else damaged.with_suffix(".safetensors")
         shutil.copytree(source, path, dirs_exist_ok=True) if source.is_dir() else None
         mutate = draw.choice(MUTATIONS)

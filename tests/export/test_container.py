@@ -66,4 +66,4 @@ def test_tensors_are_read_when_they_are_asked_for(tmp_path) -> None:
     tensors = Tensors({"": kohya(tmp_path)})
     assert len(tensors) == len(list(tensors)) == 15
     assert "x" not in tensors
-    assert torch.equal(tensors["lora_unet_to_q.alpha"], torch.tensor(1.0))
+    assert torch.equal(tensors["lora_unet_to_q.alpha"], torch.tensor(2.0))

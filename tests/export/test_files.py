@@ -15,11 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lorakit.adapters.state import FIRST, SECOND
 from lorakit.core.errors import InputError, StorageError
 from lorakit.core.files import safetensors_bytes
 from lorakit.export import read_adapter, write_adapter
 from lorakit.export.digests import data_hash
-from lorakit.export.files import interpret, read_file
+from lorakit.export.files import interpret, read_file, readable
 from tests.export import fuzz
 from tests.export.tiny import family, made, same_state
 
@@ -205,7 +206,7 @@ def test_what_an_adapter_does_may_not_change_what_it_is_called_may(tmp_path, for
     path = fuzz.file_of(whole)
     metadata, tensors = metadata_of(path), load_file(path)
     save_file(tensors, path, {**metadata, "modelspec.title": "another"})
-    assert same_state(read_adapter(whole, family=fuzz.model()), fuzz.adapter())
+    assert same_state(read_adapter(whole, family=fuzz.model()), readable(fuzz.adapter(), format, fuzz.model()))
     key = min(tensors)
     save_file({**tensors, key: tensors[key] + 1}, path, metadata)
     with pytest.raises(InputError, match=r"lorakit\.digest differs.*convert --accept-changed"):
@@ -220,3 +221,20 @@ def test_what_an_adapter_does_may_not_change_what_it_is_called_may(tmp_path, for
         save_file(tensors, path, {**metadata, entry: metadata[entry].replace("1", "9")})
     with pytest.raises(InputError):
         read_adapter(whole, family=fuzz.model())
+
+
+def test_a_kohya_file_has_one_alpha_a_component_and_the_same_effect() -> None:
+    state = fuzz.adapter()
+    found = readable(state, "kohya", fuzz.model())
+    for component in state.components():
+        own = {layer for layer in state.layers() if layer.startswith(f"{component}.")}
+        assert len({found.alphas[layer] for layer in own}) == 1
+        for layer in own:
+            a, b = (
+                found.alphas[layer] * found.tensors[layer + SECOND],
+                state.alphas[layer] * state.tensors[layer + SECOND],
+            )
+            torch.testing.assert_close(a, b)
+            assert found.tensors[layer + FIRST] is state.tensors[layer + FIRST]
+    assert readable(found, "kohya", fuzz.model()) is found
+    assert readable(state, "diffusers", fuzz.model()) is state

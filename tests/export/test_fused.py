@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapters import AdapterState
+from lorakit.adapters.state import with_alphas
 from lorakit.core.errors import InputError
 from lorakit.export import DIALECTS
-from lorakit.export.fused import fuse, split, whole_layers
+from lorakit.export.fused import fuse, fused_alphas, split, whole_layers
 
 OUT = {"to_q": 6, "to_k": 4, "to_v": 5, "mlp": 8}  # none as high as another
 PARTS = tuple(f"net.block.{name}" for name in OUT)
@@ -146,3 +147,18 @@ def test_kohyas_layout_has_the_whole_and_is_read_back_as_parts() -> None:
 
 def test_wholes_have_the_shapes_of_their_parts_together() -> None:
     assert {name: tuple(layer.weight.shape) for name, layer in whole_layers(family()).items()} == {WHOLE: (23, 7)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_of_one_strength_keep_their_rows(case: str) -> None:
+    state = CASES[case]
+    even = with_alphas(state, {**state.alphas, **fused_alphas(state, family())})
+    for name, wanted in changes(state).items():
+        torch.testing.assert_close(changes(even)[name], wanted, rtol=1e-6, atol=1e-6)
+    back = split(fuse(even, family()), family())
+    for layer, alpha in back.alphas.items():
+        assert alpha == pytest.approx(even.alphas[layer], rel=1e-6)
+        assert torch.equal(back.tensors[f"{layer}.lora_B.weight"], even.tensors[f"{layer}.lora_B.weight"])
+    assert fused_alphas(even, family()) == {}
+    if case == "all alike":
+        assert even.alphas == state.alphas

@@ -1,6 +1,7 @@
 """What every registered family keeps, on its own tiny instance."""
 
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorakit import families
-from lorakit.adapters import ADAPTERS, adapter_state, trainable_parameters
-from lorakit.adapters.state import adapters_disabled
+from lorakit.adapters import ADAPTERS, AdapterState, adapter_state, trainable_parameters
+from lorakit.adapters.state import adaptable_layers, adapters_disabled
+from lorakit.adapters.targets import PRESETS
 from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
@@ -30,12 +32,13 @@ def family(request: pytest.FixtureRequest) -> families.Family:
     return module.load(module.Settings(path=str(module.tiny().path)))  # type: ignore[no-any-return]
 
 
-def adapt(family: families.Family) -> dict[str, torch.nn.Module]:
-    """Puts a fresh adapter on the default targets of all that may carry one."""
+def adapt(family: families.Family, *, targets: str | None = None) -> dict[str, torch.nn.Module]:
+    """Puts a fresh adapter on `targets`, or the default ones, of all that may carry one."""
     parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
     for name, module in parts.items():
         settings = ADAPTERS.module("lora").Settings(rank=2)
-        ADAPTERS.module("lora").inject(module, settings, targets=family.default_targets[name], seed=0)
+        own = (targets,) if targets else family.default_targets[name]
+        ADAPTERS.module("lora").inject(module, settings, targets=own, seed=0)
     return parts
 
 
@@ -247,6 +250,39 @@ def test_training_moves_the_adapter_in_every_part_and_no_bit_of_the_base(family:
         if name.endswith("lora_B.weight") and not torch.equal(parameter, started[name])
     }
     assert moved == set(parts)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_names_its_kind_of_layers_which_train_and_are_exported(
+    family: families.Family, preset: str, tmp_path: Path
+) -> None:
+    whole = {name: adaptable_layers(module) for name, module in family.components.items()}
+    parts = adapt(family, targets=preset)
+    parameters = trainable_parameters(parts)
+    adapted = {name.rpartition(".lora_")[0] for name in parameters}
+    for part in parts:
+        of_part = {name.removeprefix(f"{part}.") for name in adapted if name.startswith(f"{part}.")}
+        convolutions = {name for name, layer in whole[part].items() if isinstance(layer, torch.nn.Conv2d)}
+        assert of_part, part
+        if preset in ("all-linear", "all+conv"):
+            depthwise = {name for name in convolutions if getattr(whole[part][name], "groups", 1) != 1}
+            left_out = convolutions if preset == "all-linear" else depthwise
+            assert of_part == whole[part].keys() - left_out
+        else:
+            of_attention = {name for name in of_part if re.search(r"attn|attention\.|Attention\.", name)}
+            assert of_attention and (of_part == of_attention) == (preset == "attention")
+    family.predict(*noisy(family), family.encode_text(["a dog", ""])).square().mean().backward()
+    torch.optim.SGD(parameters.values(), lr=1.0).step()
+    moved = {name.split(".")[0] for name, p in parameters.items() if name.endswith("lora_B.weight") and p.any()}
+    assert moved == set(parts)
+    if preset == "all+conv":  # the others' layers are among them
+        state = adapter_state(parts)
+        # alphas by patterns: diffusers misreads some that are not the same for all
+        alphas = {layer: 1.0 + i % 3 for i, layer in enumerate(state.layers())}
+        state = AdapterState(state.kind, state.tensors, alphas)
+        for format in {family.default_format, "kohya" if family.lora_prefixes else "diffusers"}:
+            report = write_verified(state, tmp_path / f"{format}.safetensors", family=family, format=format)
+            assert report.modules == len(adapted)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(family: families.Family) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorakit.adapters import AdapterState, adapter_state, lora, trainable_parameters
+from lorakit.adapters.targets import PatternSettings
 from lorakit.core.errors import InputError
 from lorakit.core.seeding import generator
 from lorakit.export.files import write_adapter
@@ -26,11 +27,12 @@ def adapted(
     alpha: float | None = None,
     rslora: bool = False,
     targets: Sequence[str] = UNET,
+    patterns: Sequence[PatternSettings] = (),
 ) -> tuple[sd.StableDiffusion, dict[str, nn.Module]]:
     """A tiny model of its own with fresh adapters."""
     family = sd.load(sd.Settings(path=str(sd.tiny().path)))
     modules: dict[str, nn.Module] = {name: family.components[name] for name in parts}
-    settings = lora.Settings(rank=rank, alpha=alpha, rslora=rslora)
+    settings = lora.Settings(rank=rank, alpha=alpha, rslora=rslora, patterns=list(patterns))
     for name, module in modules.items():
         lora.inject(module, settings, targets=targets if name == "unet" else TEXT, seed=0)
     return family, modules
@@ -170,3 +172,16 @@ def test_a_file_that_is_no_good_is_told(fault: str, said: str, tmp_path: Path) -
         warm_start(into, broken(tmp_path, fault), family=family)
     assert said in str(caught.value)
     assert all(problem.startswith("adapter.init_from") for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_layers_with_alphas_of_their_own_begin_where_they_were(tmp_path: Path, format: str) -> None:
+    patterns = [PatternSettings(match="attn2", rank=3, alpha=5.0), PatternSettings(match="mid_block", alpha=0.3)]
+    family, modules = adapted(["unet"], patterns=patterns)
+    file = written(tmp_path / "f.safetensors", format, trained(modules), family)
+    other, into = adapted(["unet"], patterns=patterns)
+    warm_start(into, file, family=other)
+    torch.testing.assert_close(prediction(other), prediction(family), rtol=0, atol=1e-5)
+    other, into = adapted(["unet"], patterns=[*patterns[1:], PatternSettings(match="attn1", rank=3)])
+    with pytest.raises(InputError, match="adapter.rank and its patterns give other numbers"):
+        warm_start(into, file, family=other)

@@ -19,6 +19,8 @@ READER = "stock pipeline"
 PREFIXED = True
 KINDS = ("lora",)
 CONFIGURED = None  # alphas are tensors
+# diffusers 0.42.1 gives attention layers of these whose alpha is not the usual one that of the others
+ONE_ALPHA = ("unet", "text_encoder", "text_encoder_2")
 ENDINGS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "alpha": "alpha"}
 
 # where there is one text encoder, programs write it in either way
