@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from lorakit.core.errors import InterruptedRun, LorakitError, StorageError
+from lorakit.core.errors import InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
 
 VERBS = ("demo", "check", "cache", "train", "sample", "export", "convert", "merge", "inspect")
@@ -58,7 +58,8 @@ def _main(arguments: list[str] | None) -> None:
     except LorakitError as error:
         if _is_ours_to_tell(error):
             report(error)
-        if isinstance(error, InterruptedRun):  # a signal may have left a pool with a thread that nobody knows
+        # a signal may have left a pool with a thread that nobody knows; a lost process, gloo with one that aborts
+        if isinstance(error, InterruptedRun | LostProcess):
             from lorakit.core.processes import end_now
 
             end_now(error.exit_code)

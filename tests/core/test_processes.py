@@ -198,7 +198,7 @@ def start(scenario, victim):
                 work(scenario, victim, rank)
             except LostProcess as error:
                 print(error, file=sys.stderr, flush=True)
-                sys.exit(error.exit_code)
+                processes.end_now(error.exit_code)  # as the command line does
         pids.append((pid, said))
         ready.append(reads)
     return pids, ready

@@ -26,7 +26,7 @@ def test_every_function_of_the_map_is_there():
 
 def test_the_map_shows_both_processes_whole():
     """What a process can do is on the map, but for helpers of one line and what reads configurations."""
-    beside = {"from_scheduler_config", "predict_noise", "predict_v", "shift_at"}
+    beside = {"from_scheduler_config", "predict_noise", "predict_v", "shift_at", "at"}
     for process in (diffusion.GaussianDiffusion, diffusion.RectifiedFlow):
         public = {n for n, value in vars(process).items() if not n.startswith("_") and n != "prediction_type"}
         shown = {n.partition(".")[2] for n in named() if n.startswith(process.__name__ + ".")}

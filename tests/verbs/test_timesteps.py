@@ -132,8 +132,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "objective.timesteps.kind = 'norm' is not known",
         ),
         (["{missing}", "--timesteps"], "does not exist"),
-        (["x.safetensors", "run.steps=3"], "go with --timesteps"),
-        (["x.safetensors", "--out", "x.png"], "go with --timesteps"),
+        (["x.safetensors", "run.steps=3"], "goes with --timesteps"),
     ],
 )
 def test_wrong_input_is_one_message(
