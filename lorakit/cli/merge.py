@@ -2,13 +2,18 @@
 
   lorakit merge embedded runs/mascot/adapter.safetensors:0.8 --out merged
   lorakit merge embedded one.safetensors:0.8,text_encoder=0,unet.up_blocks=1.2 two.safetensors --out merged
+  lorakit merge base.safetensors one.safetensors --config FOLDER --out merged.safetensors
 
 A weight is a number for the whole adapter, and behind it, if need be, numbers for components and blocks of the model by
 the beginning of their names; the longest that fits a layer counts.
+
+A base in one file (Stable Diffusion 1.x or XL) stays in one file; --config, a diffusers folder of such a model, of
+which configurations and tokenizers are enough, says what is in it.
 """
 
 import argparse
 import contextlib
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,11 +30,12 @@ _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", metavar="BASE", help='a diffusers folder, a hub name, or "embedded"')
+    parser.add_argument("base", metavar="BASE", help='a diffusers folder, a hub name, "embedded", or one file')
     parser.add_argument("adapters", metavar="ADAPTER[:WEIGHT]", nargs="+", help="adapter files, weight 1 if not said")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the merged model")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder (or file) for the merged model")
+    parser.add_argument("--config", metavar="FOLDER", help="for a base in one file: a diffusers folder of such a model")
     parser.add_argument("--dtype", choices=DTYPES, help="number format to save (default: each tensor's own)")
-    parser.add_argument("--max-shard-size", metavar="SIZE", default="10GB", help="largest file (default 10GB)")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file (default 10GB)")
     parser.add_argument("--no-verify", action="store_true", help="do not load the result to compare its predictions")
     parser.add_argument("--family", help="the base's model family, to be sure of it")
     parser.add_argument("--assume-alpha", type=float, help="alpha of layers whose file holds none")
@@ -38,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.out.exists():
         raise InputError(f"--out {printable(args.out)} exists already: choose another folder.")
-    size = _bytes(args.max_shard_size)
+    size = _bytes(args.max_shard_size or "10GB")
+    _check_single(args)
     adapters = [adapter_of(text) for text in args.adapters]
     from lorakit.core.quiet import quiet_libraries
 
     quiet_libraries()
     from lorakit import families
-    from lorakit.export import merge_adapter
+    from lorakit.export import merge_adapter, merge_single_file
     from lorakit.export.files import DTYPES as KNOWN
     from lorakit.training.processes import bar
 
@@ -56,12 +63,16 @@ def run(args: argparse.Namespace) -> None:
             progress.total = total // 1000**2
             progress.update(done // 1000**2 - progress.n)
 
-        report = merge_adapter(
+        merge = (
+            functools.partial(merge_adapter, max_shard_size=size)
+            if args.config is None
+            else functools.partial(merge_single_file, config=args.config)
+        )
+        report = merge(
             args.base,
             adapters,
             out=args.out,
             dtype=KNOWN[args.dtype] if args.dtype else None,
-            max_shard_size=size,
             assume_alpha=args.assume_alpha,
             verify=not args.no_verify,
             on_progress=show,
@@ -72,6 +83,20 @@ def run(args: argparse.Namespace) -> None:
         print("not loaded back, as asked")
     else:
         print(f"loaded back: predictions differ from those of base and adapters by {report.max_difference:.1e} at most")
+
+
+def _check_single(args: argparse.Namespace) -> None:
+    """That a base in one file comes with --config, and other options with what they are for."""
+    base = Path(args.base).expanduser()
+    if args.config is None:
+        if base.is_file() and base.suffix == ".safetensors":
+            raise InputError(f"{printable(base)} is one file: give --config, a diffusers folder of such a model.")
+        return
+    if not base.is_file():
+        raise InputError(f"--config goes with a base in one file, and {printable(base)} is none.")
+    for option in ("max_shard_size", "family"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')} does not go with --config, for a base in one file.")
 
 
 def _bytes(text: str) -> int:

@@ -8,6 +8,7 @@ from lorakit.export.dialects import DIALECTS
 from lorakit.export.files import read_adapter, write_adapter
 from lorakit.export.load import LoadedAdapter, load_adapter
 from lorakit.export.merge import MergeReport, merge_adapter
+from lorakit.export.single import merge_single_file
 from lorakit.export.survey import inspect_adapter
 from lorakit.export.verify import ExportReport, write_verified
 
@@ -20,6 +21,7 @@ __all__ = [
     "inspect_adapter",
     "load_adapter",
     "merge_adapter",
+    "merge_single_file",
     "read_adapter",
     "write_adapter",
     "write_verified",

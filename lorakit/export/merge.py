@@ -21,7 +21,7 @@ from lorakit.core.files import folder_aside, printable
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import dtype_name, read_adapter
 from lorakit.export.keymap import family_layers
-from lorakit.export.probe import difference, largest, record_calls, stock_components
+from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
 from lorakit.export.shards import Stored, write_stored
 from lorakit.export.weights import Weights
 from lorakit.families.protocol import Family, Names
@@ -68,10 +68,7 @@ def merge_adapter(
     quiet_libraries()
     names: Names = families.outline(base) if isinstance(base, str) else base
     folder = families.folder_of(base) if isinstance(base, str) else base.path
-    states = []
-    for entry in adapters:
-        path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
-        states.append(Weights.of(weight).applied(read_adapter(path, family=names, assume_alpha=assume_alpha)))
+    states = weighted_states(adapters, names, assume_alpha=assume_alpha)
     parts = {part: Stored.found(folder / part) for part in _components(folder)}
     weights = {part: stored for part, stored in parts.items() if stored is not None}
     changes = _places(names, weights, states)
@@ -101,6 +98,15 @@ def merge_adapter(
             worst = _verified(family, states, aside, dtypes, out)
     layers = {layer for state in states for layer in state.layers()}
     return MergeReport(out, {name: dtype_name(kind) for name, kind in dtypes.items()}, len(layers), worst)
+
+
+def weighted_states(adapters: Sequence[Adapter], names: Names, *, assume_alpha: float | None) -> list[AdapterState]:
+    """What each adapter holds, times its weight."""
+    states = []
+    for entry in adapters:
+        path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
+        states.append(Weights.of(weight).applied(read_adapter(path, family=names, assume_alpha=assume_alpha)))
+    return states
 
 
 def _components(folder: Path) -> list[str]:
@@ -183,11 +189,16 @@ def _verified(
         del pipeline, components  # one copy of the model at a time
         merged = loader.from_pretrained(saved, dtype=torch.float32, local_files_only=True)
         got = calls.answer(stock_components(merged, base))
+    return compared(wanted, got, {name: TOLERANCE.get(kind, 1e-5) for name, kind in dtypes.items()}, out)
+
+
+def compared(wanted: Outputs, got: Outputs, tolerances: Mapping[str, float], out: Path) -> float:
+    """The largest relative difference; VerificationError where one is above its component's tolerance."""
     worst = 0.0
     for component, answers in wanted.items():
         size = largest(answers)
         off = difference(got[component], answers) / size if size else 0.0
-        if not off <= TOLERANCE.get(dtypes[component], 1e-5):
+        if not off <= tolerances[component]:
             raise VerificationError(
                 f"the merged {component} predicts otherwise than the base with its adapters: "
                 f"by {off:.1e} of the predictions' size. Nothing was left at {printable(out)}."

@@ -4,6 +4,7 @@ The calls of the model's parts are recorded once, with fixed inputs, and can the
 parts. Nothing here knows what a call looks like, so it serves every family.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lorakit.adapters import adapters_disabled
 from lorakit.core.seeding import generator
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Family, Names
 
 Modules = Mapping[str, nn.Module]
 Outputs = dict[str, list[Tensor]]
@@ -38,30 +39,52 @@ class Calls:
 
 def record_calls(family: Family) -> Calls:
     """What backbone and text encoders of `family` are called with for two captions, noisy latents and two times."""
-    names = (family.backbone, *family.text_encoders)
-    made: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in names}
-    parts = {name: family.components[name] for name in names}
-
-    def listen(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: made[name].append((_plain(args), _plain(kwargs)))
-
-    hooks = [part.register_forward_pre_hook(listen(name), with_kwargs=True) for name, part in parts.items()]
+    parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
     device = next(parts[family.backbone].parameters()).device
     side = 8 * family.side_multiple
-    try:
+    with _listening(parts) as calls:
         # what the model answers does not matter here; it may be in training, where dropout would move the generator
         with torch.no_grad(), torch.random.fork_rng(devices=[]), adapters_disabled(parts):
             shape = family.encode_images(torch.zeros(2, 3, side, side, device=device)).shape
             x_t = torch.randn(shape, generator=generator("probe", "latents")).to(device)
             t = family.process.at(torch.tensor([0.2, 0.7], device=device))
             family.predict(x_t, t, family.encode_text(CAPTIONS))
+    return calls
+
+
+def record_drawing(pipeline: Any, names: Names) -> Calls:
+    """The same of a stock pipeline, as it draws small pictures of two captions in two steps."""
+    side = 8 * pipeline.vae_scale_factor
+    with _listening(stock_components(pipeline, names)) as calls:
+        pipeline(
+            list(CAPTIONS),
+            height=side,
+            width=side,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            generator=generator("probe", "latents"),
+            output_type="latent",
+        )
+    return calls
+
+
+@contextlib.contextmanager
+def _listening(parts: Modules) -> Iterator[Calls]:
+    """Calls that are filled with those that `parts` get meanwhile."""
+    made: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in parts}
+
+    def listen(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: made[name].append((_plain(args), _plain(kwargs)))
+
+    hooks = [part.register_forward_pre_hook(listen(name), with_kwargs=True) for name, part in parts.items()]
+    try:
+        yield Calls(made)
     finally:
         for hook in hooks:
             hook.remove()
-    return Calls(made)
 
 
-def stock_components(pipeline: Any, family: Family) -> dict[str, nn.Module]:
+def stock_components(pipeline: Any, family: Names) -> dict[str, nn.Module]:
     """The components of a stock pipeline that an adapter may be in."""
     return {name: getattr(pipeline, name) for name in (family.backbone, *family.text_encoders)}
 

@@ -18,6 +18,8 @@ from lorakit.export.container import DTYPE_OF, Tensors
 
 _NAMES = ("diffusion_pytorch_model", "model")  # diffusers', transformers'
 _NAME_OF = {dtype: name for name, dtype in DTYPE_OF.items()}
+_METADATA = {"format": "pt"}
+Plan = dict[str, tuple[torch.dtype, int]]  # of each tensor: number format and bytes, as they are to be written
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,9 @@ def write_stored(
 
     A file holds at most `max_shard_size` bytes, or one tensor. `on_progress` is called with the bytes of each tensor.
     """
-    plans: list[dict[str, tuple[torch.dtype, int]]] = [{}]
+    plans: list[Plan] = [{}]
     total = filled = 0
-    for key in stored.files:
-        own, shape = DTYPE_OF[stored.headers[key]["dtype"]], stored.headers[key]["shape"]
-        kept = dtype if dtype is not None and own.is_floating_point else own
-        size = kept.itemsize * torch.Size(shape).numel()
+    for key, (kept, size) in planned(stored, dtype).items():
         if plans[-1] and filled + size > max_shard_size:
             plans.append({})
             filled = 0
@@ -123,20 +122,43 @@ def write_stored(
         for i in range(len(plans))
     ]
     for name, plan in zip(names, plans, strict=True):
-        with open(folder / name, "wb") as file:
-            file.write(_header(stored, plan))
-            for key, (kept, size) in _aligned(plan):
-                data = change(key, stored.read(key)).to(kept).contiguous()
-                if not _finite(data):
-                    raise InputError(
-                        f"{printable(key)} has values that {_NAME_OF[kept].lower()} cannot hold: ask for fp32 or bf16."
-                    )
-                file.write(data.reshape(-1).view(torch.uint8).numpy().data)
-                on_progress(size)
+        write_planned(stored, folder / name, plan, change=change, on_progress=on_progress)
     if len(plans) > 1:
         places = {key: name for name, plan in zip(names, plans, strict=True) for key in plan}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / f"{stored.name}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def planned(stored: Stored, dtype: torch.dtype | None) -> Plan:
+    """All tensors of `stored`, floating ones in `dtype`, by default their own."""
+    plan = {}
+    for key, entry in stored.headers.items():
+        own = DTYPE_OF[entry["dtype"]]
+        kept = dtype if dtype is not None and own.is_floating_point else own
+        plan[key] = (kept, kept.itemsize * torch.Size(entry["shape"]).numel())
+    return plan
+
+
+def write_planned(
+    stored: Stored,
+    path: Path,
+    plan: Plan,
+    *,
+    change: Callable[[str, Tensor], Tensor],
+    metadata: Mapping[str, str] = _METADATA,
+    on_progress: Callable[[int], object] = lambda size: None,
+) -> None:
+    """Writes `change(key, tensor)` of the tensors of `plan` as one file."""
+    with open(path, "wb") as file:
+        file.write(_header(stored, plan, metadata))
+        for key, (kept, size) in _aligned(plan):
+            data = change(key, stored.read(key)).to(kept).contiguous()
+            if not _finite(data):
+                raise InputError(
+                    f"{printable(key)} has values that {_NAME_OF[kept].lower()} cannot hold: ask for fp32 or bf16."
+                )
+            file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+            on_progress(size)
 
 
 def _finite(data: Tensor) -> bool:
@@ -144,13 +166,13 @@ def _finite(data: Tensor) -> bool:
     return not data.is_floating_point() or not data.numel() or all(x.isfinite() for x in torch.aminmax(data))
 
 
-def _aligned(plan: Mapping[str, tuple[torch.dtype, int]]) -> list[tuple[str, tuple[torch.dtype, int]]]:
+def _aligned(plan: Plan) -> list[tuple[str, tuple[torch.dtype, int]]]:
     """Larger numbers first, so that each lies at a multiple of its size."""
     return sorted(plan.items(), key=lambda item: -item[1][0].itemsize)
 
 
-def _header(stored: Stored, plan: Mapping[str, tuple[torch.dtype, int]]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _header(stored: Stored, plan: Plan, metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
     for key, (kept, size) in _aligned(plan):
         shape = stored.headers[key]["shape"]

@@ -74,6 +74,11 @@ def outline(path: str) -> Names:
     return _around(folders.hollow(folders.resolve(path)), f"the model at {printable(path)}")
 
 
+def load_single_file(file: Path, config: str) -> Any:
+    """The stock pipeline with the weights in `file`, in fp32; the folder `config` has all else."""
+    return folders.load_single_file(file, folders.resolve(config, weights=False))
+
+
 def recognised(keys: Iterable[str]) -> list[str]:
     """The families that an adapter file with these keys may be for."""
     keys = list(keys)

@@ -10,6 +10,8 @@ from torch import Tensor
 from lorakit.families import emphasis
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_OPEN_CLIP = {"encoder.layers.": "resblocks.", "self_attn": "attn", "fc1": "c_fc", "fc2": "c_proj"}
+_ROWS = ("q_proj", "k_proj", "v_proj")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -40,6 +42,22 @@ def tokens(
 def published_name(path: str) -> str:
     """transformers 5.6 dropped `text_model.` from CLIPTextModel's names; every published adapter has it."""
     return path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"
+
+
+def single_file_key(path: str, prefix: str) -> tuple[str, int, int]:
+    """Where a module's weight is in a single file that has transformers' names; see `protocol.SingleFile`."""
+    return f"{prefix}.transformer.{published_name(path)}.weight", 0, 1
+
+
+def open_clip_key(path: str, prefix: str) -> tuple[str, int, int]:
+    """The same in a file with OpenCLIP's names, where q, k and v are the rows of one weight."""
+    path = path.removeprefix("text_model.")
+    for ours, theirs in _OPEN_CLIP.items():
+        path = path.replace(ours, theirs)
+    block, _, last = path.rpartition(".")
+    if last in _ROWS:
+        return f"{prefix}.model.transformer.{block}.in_proj_weight", _ROWS.index(last), len(_ROWS)
+    return f"{prefix}.model.transformer.{path}.weight", 0, 1
 
 
 def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> Any:

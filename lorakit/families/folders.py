@@ -94,6 +94,30 @@ def load_pipeline(kind: Any, folder: Path, parts: Iterable[str], **options: Any)
     return pipeline
 
 
+def load_single_file(file: Path, folder: Path) -> Any:
+    """The stock pipeline with the weights in `file` and the configurations and tokenizers in `folder`, in fp32.
+
+    Raises InputError where the stock reader does not find all weights there.
+    """
+    import diffusers
+    import torch
+
+    kind = getattr(diffusers, read_config(folder, "", "model_index.json")["_class_name"])
+    where = f"{printable(file)} with the configurations in {printable(folder)}"
+    try:
+        pipeline = kind.from_single_file(str(file), config=str(folder), local_files_only=True, dtype=torch.float32)
+    except Exception as error:  # of a dozen kinds, by what is missing
+        raise InputError(
+            f"diffusers does not read {where}; are weights missing? It says: {printable(error)}"
+        ) from error
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    lacking = [f"{name}.{key}" for name, part in parts.items() for key, p in part.named_parameters() if p.is_meta]
+    if lacking:
+        raise InputError(f"diffusers does not read {where}: it finds no weights of {lacking[0]}.")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def _loading(*folders: Path) -> dict[str, Any]:
     import torch
 

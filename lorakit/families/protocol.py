@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -54,6 +54,18 @@ class Names(Protocol):
 
     def original_name(self, component: str, path: str) -> str:
         """The published layout's dotted name of a module, e.g. with the `text_model.` that transformers dropped."""
+        ...
+
+
+@runtime_checkable
+class SingleFile(Names, Protocol):
+    """The names of a family whose models are also passed on as one file, in the layout that they were published in."""
+
+    def single_file_key(self, component: str, path: str) -> tuple[str, int, int]:
+        """The key of a module's weight in such a file; which group of its rows is the module's, of how many equal ones.
+
+        Most weights are their module's alone: 0 of 1.
+        """
         ...
 
 

@@ -82,6 +82,11 @@ class Names:
     def original_name(self, component: str, path: str) -> str:
         return clip.published_name(path) if component == "text_encoder" else path
 
+    def single_file_key(self, component: str, path: str) -> tuple[str, int, int]:
+        if component == "unet":
+            return sgm.single_file_key(path, self.components["unet"].config)
+        return clip.single_file_key(path, "cond_stage_model")
+
 
 class StableDiffusion(Names):
     """The family `sd`; see `protocol.Family`."""

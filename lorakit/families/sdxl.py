@@ -80,6 +80,13 @@ class Names:
     def original_name(self, component: str, path: str) -> str:
         return sgm.published_name(path, self._blocks) if component == "unet" else clip.published_name(path)
 
+    def single_file_key(self, component: str, path: str) -> tuple[str, int, int]:
+        if component == "unet":
+            return sgm.single_file_key(path, self.components["unet"].config)
+        if component == "text_encoder":
+            return clip.single_file_key(path, "conditioner.embedders.0")
+        return clip.open_clip_key(path, "conditioner.embedders.1")
+
     @functools.cached_property
     def _blocks(self) -> dict[str, str]:
         return sgm.blocks(self.components["unet"].config)

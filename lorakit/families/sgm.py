@@ -1,4 +1,5 @@
-"""Names of U-Net layers in the layout of Stability AI's generative-models, which kohya's files for SDXL use."""
+"""Names of U-Net layers in the layout of Stability AI's generative-models, which kohya's files for SDXL use, and single
+files of SDXL and, as it was there before, Stable Diffusion 1.x."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,11 @@ def published_name(path: str, blocks: Mapping[str, str]) -> str:
             rest = path.removeprefix(f"{block}.")
             return f"{name}.{_RESIDUAL.get(rest, rest) if '.resnets.' in block else rest}"
     return path
+
+
+def single_file_key(path: str, config: Any) -> tuple[str, int, int]:
+    """Where the weight of a U-Net's module is in a single file; see `protocol.SingleFile`."""
+    return f"model.diffusion_model.{published_name(path, blocks(config))}.weight", 0, 1
 
 
 def is_xl(keys: Iterable[str]) -> bool:
