@@ -19,7 +19,22 @@ from lorakit.families.protocol import Description, Family, Names
 
 DEFAULT = "sd"  # where none is named; the embedded base is of it too
 SHARED = frozenset(  # files here that are no family
-    {"protocol", "folders", "emphasis", "clip", "t5", "qwen", "vae", "unet", "transformer", "packing", "sgm", "bfl"}
+    {
+        "protocol",
+        "base",
+        "source",
+        "folders",
+        "emphasis",
+        "clip",
+        "t5",
+        "qwen",
+        "vae",
+        "unet",
+        "transformer",
+        "packing",
+        "sgm",
+        "bfl",
+    }
 )
 FAMILIES = Registry("lorakit.families", "family", SHARED)
 

@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.core import settings as core_settings
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.families import bfl, clip, folders, packing, t5, transformer, vae
+from lorakit.families import base, bfl, clip, packing, source, t5, transformer, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("ChromaPipeline",)
@@ -29,18 +27,16 @@ PARTS = {
     "vae": "config.json",
     "text_encoder": "config.json",
     "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+    "scheduler": base.SCHEDULER,
 }
 _LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
 # blocks as FLUX's, without the layers of modulation and without CLIP
 _KEY = re.compile(r"(lora_unet_|transformer\.)(?!.*(norm(1|1_context)?\.linear|_mod_|_modulation_|time_text_embed))")
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["chroma"] = "chroma"
     """Chroma, and what is built like it."""
-    path: str
-    """A diffusers folder or a hub name."""
     max_sequence_length: int = Field(512, ge=1, le=512)
     """How many tokens of a caption T5 reads."""
     true_mask: bool = False
@@ -50,27 +46,25 @@ class Settings(core_settings.Settings):
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
-    folder = folders.resolve(settings.path, weights=False)
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
-    factor, limit = vae.factor(folder), settings.max_sequence_length
+    model = source.described(settings, PARTS, PIPELINES)
+    factor, limit = vae.factor(model.folder), settings.max_sequence_length
     return transformer.describe(
-        folder,
+        model,
         Chroma,
         factor=factor,
-        channels=folders.read_config(folder, "vae")["latent_channels"],
+        channels=model.config("vae")["latent_channels"],
         patch=packing.PATCH,
         resolution=factor * _LATENTS,
         token_limit=limit,
-        count_tokens=functools.partial(clip.count_tokens, t5.load_tokenizer(folder / "tokenizer")),
-        text_size=limit * (folders.read_config(folder, "text_encoder")["d_model"] + 1),
+        count_tokens=functools.partial(clip.count_tokens, t5.load_tokenizer(model.folder / "tokenizer")),
+        text_size=limit * (model.config("text_encoder")["d_model"] + 1),
     )
 
 
 def load(settings: Settings) -> "Chroma":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=PIPELINES)
-    return Chroma(folder, max_sequence_length=settings.max_sequence_length, true_mask=settings.true_mask)
+    model = source.opened(settings, PARTS, PIPELINES)
+    return Chroma(model, max_sequence_length=settings.max_sequence_length, true_mask=settings.true_mask)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -80,16 +74,13 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(components.get("transformer"), ChromaTransformer2DModel) else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "chroma"
     backbone = "transformer"
-    text_encoders: tuple[str, ...] = ()  # no loader takes adapters of T5
+    # text encoders: no loader takes adapters of T5
     lora_prefixes: Mapping[str, str] = {"transformer": "lora_unet_"}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
 
     def original_name(self, component: str, path: str) -> str:
         return bfl.published_name(path)
@@ -99,45 +90,26 @@ class Names:
         return bfl.fused(self.components["transformer"], "transformer")
 
 
-class Chroma(Names):
+class Chroma(Names, base.Frozen):
     """The family `chroma`; see `protocol.Family`."""
 
     default_targets = {"transformer": (*transformer.TARGETS, *bfl.TARGETS)}  # every linear layer of the blocks
     # not ChromaInpaintPipeline: it asks for a setting that this transformer does not have, and draws nothing
     pipelines = {"text": "ChromaPipeline", "image": "ChromaImg2ImgPipeline"}
 
-    def __init__(self, path: Path, *, max_sequence_length: int, true_mask: bool) -> None:
+    def __init__(self, model: source.Source, *, max_sequence_length: int, true_mask: bool) -> None:
         from diffusers import ChromaTransformer2DModel
+        from transformers import T5EncoderModel
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
+        kinds = {"transformer": ChromaTransformer2DModel, "text_encoder": T5EncoderModel}
+        super().__init__(model, model.components(**kinds), patch=packing.PATCH)
+        self.transformer, self.text_encoder = (self.components[name] for name in kinds)
+        self.tokenizer = t5.load_tokenizer(model.folder / "tokenizer")
+        self.process = transformer.process(model)
         self.true_mask = true_mask
-        self.transformer = folders.load_component(ChromaTransformer2DModel, path / "transformer")
-        self.vae = vae.load(path)
-        self.text_encoder = t5.load(path / "text_encoder")
-        self.tokenizer = t5.load_tokenizer(path / "tokenizer")
-        self.process = transformer.process(path)
-        super().__init__({name: getattr(self, name) for name in ("transformer", "vae", "text_encoder")})
         self.stock_formats = bfl.stock_formats(self.transformer)
         self.default_format = self.stock_formats[-1]
-        self.factor = vae.factor(path)
-        self.side_multiple = self.drawing_multiple = self.factor * packing.PATCH
         self.token_limit = max_sequence_length
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, shifted and scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D), T5's last, without a view of the padding, "visible": (B, L), 1 for the caption's tokens
@@ -165,15 +137,7 @@ class Chroma(Names):
         return packing.unpack(tokens, *x_t.shape[-2:])
 
     def live_pipeline(self, task: str = "text") -> Any:
-        import diffusers
-
-        scheduler = folders.read_config(self.path, "scheduler", transformer.SCHEDULER)
-        pipeline = getattr(diffusers, self.pipelines[task])(
-            **self.components,
-            tokenizer=self.tokenizer,
-            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = base.pipeline(self, task, tokenizer=self.tokenizer)
         if self.true_mask:
             prepare = pipeline._prepare_attention_mask
 
@@ -185,20 +149,14 @@ class Chroma(Names):
         return t5.with_limit(pipeline, self.token_limit)
 
     def stock_pipeline(self) -> Any:
-        from diffusers import ChromaPipeline
-
-        return folders.load_pipeline(ChromaPipeline, self.path, self.components)
+        return self.source.stock_pipeline(self.pipelines["text"])
 
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "flux1", "modelspec.architecture": "chroma/lora"}
 
     def fingerprint(self, component: str) -> str:
-        if component != "text_encoder":
-            return folders.fingerprint(self.path / component)
-        return f"{folders.fingerprint(self.path / component, self.path / 'tokenizer')}-{self.token_limit}"
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
+        own = super().fingerprint(component)
+        return f"{own}-{self.token_limit}" if component == "text_encoder" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -14,13 +14,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.core import settings as core_settings
 from lorakit.core.errors import InputError
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.families import bfl, clip, folders, packing, t5, transformer, vae
+from lorakit.families import base, bfl, clip, packing, source, t5, transformer, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("FluxPipeline",)
@@ -31,7 +29,7 @@ PARTS = {
     "text_encoder_2": "config.json",
     "tokenizer": "tokenizer_config.json",
     "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+    "scheduler": base.SCHEDULER,
 }
 _LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
 _KEY = re.compile(r"lora_(unet|te1?)_|transformer\.(?!distilled)|text_encoder\.")
@@ -40,11 +38,9 @@ _OWN = re.compile(r"lora_te1?_|text_encoder\.|time_text_embed|\bnorm(1|1_context
 _FEED_FORWARD = re.compile(r"proj_mlp|single_transformer_blocks\.\d+\.proj_out|single_blocks_\d+_linear")
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["flux"] = "flux"
     """FLUX.1 dev, schnell, and what is built like them."""
-    path: str
-    """A diffusers folder or a hub name."""
     max_sequence_length: int = Field(512, ge=1, le=512)
     """How many tokens of a caption T5 reads; CLIP reads 77 in any case. schnell was trained with 256."""
     guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -54,33 +50,30 @@ class Settings(core_settings.Settings):
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizers."""
-    folder = folders.resolve(settings.path, weights=False)
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
-    _guidance(settings, folders.read_config(folder, "transformer"))
-    factor, limit = vae.factor(folder), settings.max_sequence_length
+    model = source.described(settings, PARTS, PIPELINES)
+    _guidance(settings, model.config("transformer"))
+    factor, limit = vae.factor(model.folder), settings.max_sequence_length
     states, pooled = (
-        folders.read_config(folder, part)[width]
-        for part, width in (("text_encoder_2", "d_model"), ("text_encoder", "hidden_size"))
+        model.config(part)[width] for part, width in (("text_encoder_2", "d_model"), ("text_encoder", "hidden_size"))
     )
     return transformer.describe(
-        folder,
+        model,
         Flux,
         factor=factor,
-        channels=folders.read_config(folder, "vae")["latent_channels"],
+        channels=model.config("vae")["latent_channels"],
         patch=packing.PATCH,
         resolution=factor * _LATENTS,
         token_limit=limit,
-        count_tokens=functools.partial(clip.count_tokens, t5.load_tokenizer(folder / "tokenizer_2")),
+        count_tokens=functools.partial(clip.count_tokens, t5.load_tokenizer(model.folder / "tokenizer_2")),
         text_size=limit * states + pooled,
     )
 
 
 def load(settings: Settings) -> "Flux":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=PIPELINES)
-    guidance = _guidance(settings, folders.read_config(folder, "transformer"))
-    return Flux(folder, max_sequence_length=settings.max_sequence_length, guidance=guidance)
+    model = source.opened(settings, PARTS, PIPELINES)
+    guidance = _guidance(settings, model.config("transformer"))
+    return Flux(model, max_sequence_length=settings.max_sequence_length, guidance=guidance)
 
 
 def _guidance(settings: Settings, config: Mapping[str, Any]) -> float | None:
@@ -99,17 +92,13 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(components.get("transformer"), FluxTransformer2DModel) else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "flux"
     backbone = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder",)  # no loader takes adapters of T5
     lora_prefixes: Mapping[str, str] = {"transformer": "lora_unet_", "text_encoder": "lora_te1_"}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
 
     def original_name(self, component: str, path: str) -> str:
         return bfl.published_name(path) if component == "transformer" else clip.published_name(path)
@@ -119,7 +108,7 @@ class Names:
         return bfl.fused(self.components["transformer"], "transformer")
 
 
-class Flux(Names):
+class Flux(Names, base.Frozen):
     """The family `flux`; see `protocol.Family`."""
 
     # every linear layer of the blocks, as sd-scripts and ai-toolkit have it
@@ -129,42 +118,21 @@ class Flux(Names):
     }
     pipelines = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"}
 
-    def __init__(self, path: Path, *, max_sequence_length: int, guidance: float | None) -> None:
+    def __init__(self, model: source.Source, *, max_sequence_length: int, guidance: float | None) -> None:
         from diffusers import FluxTransformer2DModel
-        from transformers import CLIPTextModel
+        from transformers import CLIPTextModel, T5EncoderModel
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
+        encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+        super().__init__(model, model.components(transformer=FluxTransformer2DModel, **encoders), patch=packing.PATCH)
+        self.transformer = self.components["transformer"]
+        self.text_encoder, self.text_encoder_2 = (self.components[name] for name in encoders)
+        self.tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
+        self.tokenizer_2 = t5.load_tokenizer(model.folder / "tokenizer_2")
+        self.process = transformer.process(model)
         self.guidance = guidance
-        self.transformer = folders.load_component(FluxTransformer2DModel, path / "transformer")
-        self.vae = vae.load(path)
-        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
-        self.text_encoder_2 = t5.load(path / "text_encoder_2")
-        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
-        self.tokenizer_2 = t5.load_tokenizer(path / "tokenizer_2")
-        self.process = transformer.process(path)
-        names = ("transformer", "vae", "text_encoder", "text_encoder_2")
-        super().__init__({name: getattr(self, name) for name in names})
         self.stock_formats = bfl.stock_formats(self.transformer)
         self.default_format = self.stock_formats[-1]
-        self.factor = vae.factor(path)
-        self.side_multiple = self.drawing_multiple = self.factor * packing.PATCH
         self.token_limit = max_sequence_length
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, shifted and scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D), T5's last, whose padding counts, "pooled": (B, P), CLIP's}."""
@@ -188,35 +156,19 @@ class Flux(Names):
         return packing.unpack(tokens, *x_t.shape[-2:])
 
     def live_pipeline(self, task: str = "text") -> Any:
-        import diffusers
-
-        scheduler = folders.read_config(self.path, "scheduler", transformer.SCHEDULER)
-        pipeline = getattr(diffusers, self.pipelines[task])(
-            **self.components,
-            tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2,
-            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = base.pipeline(self, task, tokenizer=self.tokenizer, tokenizer_2=self.tokenizer_2)
         return t5.with_limit(pipeline, self.token_limit)
 
     def stock_pipeline(self) -> Any:
-        from diffusers import FluxPipeline
-
-        return folders.load_pipeline(FluxPipeline, self.path, self.components)
+        return self.source.stock_pipeline(self.pipelines["text"])
 
     def metadata(self) -> dict[str, str]:
         variant = "schnell" if self.guidance is None else "dev"
         return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{variant}/lora"}
 
     def fingerprint(self, component: str) -> str:
-        if not component.startswith("text_encoder"):
-            return folders.fingerprint(self.path / component)
-        own = folders.fingerprint(self.path / component, self.path / component.replace("text_encoder", "tokenizer"))
+        own = super().fingerprint(component)
         return f"{own}-{self.token_limit}" if component == "text_encoder_2" else own
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
 
 
 def recognises(keys: Iterable[str]) -> bool:

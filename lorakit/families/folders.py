@@ -82,6 +82,11 @@ def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str], w
         raise InputError(problems)
 
 
+def names(folder: Path, part: str) -> bool:
+    """Whether the index of the model in `folder` names a class for the `part`."""
+    return any(read_config(folder, "", "model_index.json").get(part) or [])
+
+
 def load_component(kind: Any, folder: Path) -> Any:
     """The component in `folder`, in fp32, by its class in diffusers or transformers."""
     return kind.from_pretrained(folder, **_loading(folder))

@@ -1,6 +1,6 @@
 """What the rest of the house asks of a model family."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -131,10 +131,6 @@ class Family(Names, Protocol):
 
     def fingerprint(self, component: str) -> str:
         """A digest of the component's files, for caches."""
-        ...
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        """Whether an adapter file with these keys was made for this family."""
         ...
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.core import settings as core_settings
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import clip, emphasis, folders, sgm, unet, vae
+from lorakit.families import base, clip, emphasis, sgm, source, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionPipeline",)
@@ -26,7 +23,7 @@ PARTS = {
     "vae": "config.json",
     "text_encoder": "config.json",
     "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+    "scheduler": base.SCHEDULER,
 }
 # kohya's files call every backbone lora_unet_, so what stands behind it has to be a U-Net's
 _KEY = re.compile(
@@ -34,7 +31,7 @@ _KEY = re.compile(
 )
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["sd"] = "sd"
     """Stable Diffusion 1.x or 2.x."""
     path: str = "embedded"
@@ -43,17 +40,14 @@ class Settings(core_settings.Settings):
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
-    folder = folders.resolve(settings.path, weights=False)
-    on_hub = not Path(settings.path).is_dir() and settings.path != "embedded"
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=not on_hub)
-    return unet.describe(folder, StableDiffusion)
+    model = source.described(settings, PARTS, PIPELINES)
+    return unet.describe(model, StableDiffusion)
 
 
 def load(settings: Settings) -> "StableDiffusion":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=PIPELINES)
-    return StableDiffusion(folder)
+    model = source.opened(settings, PARTS, PIPELINES)
+    return StableDiffusion(model)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -66,18 +60,13 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(unet, UNet2DConditionModel) and one_encoder else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "sd"
     backbone = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-    fused: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
 
     def original_name(self, component: str, path: str) -> str:
         return clip.published_name(path) if component == "text_encoder" else path
@@ -88,7 +77,7 @@ class Names:
         return clip.single_file_key(path, "cond_stage_model")
 
 
-class StableDiffusion(Names):
+class StableDiffusion(Names, base.Frozen):
     """The family `sd`; see `protocol.Family`."""
 
     default_targets = {
@@ -103,37 +92,16 @@ class StableDiffusion(Names):
         "inpaint": "StableDiffusionInpaintPipeline",
     }
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: source.Source) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
-        self.unet = folders.load_component(UNet2DConditionModel, path / "unet")
-        self.vae = vae.load(path)
-        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
-        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
-        self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
-        self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
-        super().__init__({"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder})
-        self.side_multiple = vae.factor(path)
-        self.drawing_multiple = vae.drawing_multiple(self.side_multiple)
+        super().__init__(model, model.components(unet=UNet2DConditionModel, text_encoder=CLIPTextModel))
+        self.unet, self.text_encoder = self.components["unet"], self.components["text_encoder"]
+        self.tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
+        self.process = unet.process(model)
+        self.drawing_multiple = vae.drawing_multiple(self.factor)
         self.token_limit = self.tokenizer.model_max_length
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.side_multiple, width // self.side_multiple
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
@@ -147,26 +115,17 @@ class StableDiffusion(Names):
         return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        import diffusers
-
-        scheduler = getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
-        pipeline = getattr(diffusers, self.pipelines[task])(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
+        return base.pipeline(
+            self,
+            task,
             tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=scheduler,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def stock_pipeline(self) -> Any:
-        from diffusers import StableDiffusionPipeline
-
-        return folders.load_pipeline(StableDiffusionPipeline, self.path, self.components, safety_checker=None)
+        return self.source.stock_pipeline(self.pipelines["text"], safety_checker=None)
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads
@@ -175,13 +134,6 @@ class StableDiffusion(Names):
             "ss_v2": str(second),
             "modelspec.architecture": f"stable-diffusion-v{2 if second else 1}/lora",
         }
-
-    def fingerprint(self, component: str) -> str:
-        parts = [component, "tokenizer"] if component == "text_encoder" else [component]
-        return folders.fingerprint(*(self.path / part for part in parts))
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
 
 
 def recognises(keys: Iterable[str]) -> bool:

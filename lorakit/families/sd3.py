@@ -15,23 +15,21 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.core import settings as core_settings
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.families import clip, emphasis, folders, t5, transformer, vae
+from lorakit.families import base, clip, emphasis, source, t5, transformer, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusion3Pipeline",)
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 PARTS = {
     "transformer": "config.json",
     "vae": "config.json",
     "text_encoder": "config.json",
     "text_encoder_2": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+    **dict.fromkeys(TOKENIZERS, "tokenizer_config.json"),
+    "scheduler": base.SCHEDULER,
 }
 T5 = {"text_encoder_3": "config.json", "tokenizer_3": "tokenizer_config.json"}
 _MEDIUM = 24  # layers of both mediums; large has 38
@@ -41,30 +39,27 @@ _OUTSIDE = "pos_embed|time_text_embed|context_embedder|norm_out|proj_out"
 _KEY = re.compile(rf"(transformer\.({_OUTSIDE}|{_BLOCK})|text_encoder(_2)?)\.")
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["sd3"] = "sd3"
     """Stable Diffusion 3 and 3.5, medium and large."""
-    path: str
-    """A diffusers folder or a hub name."""
     max_sequence_length: int = Field(256, ge=1, le=512)
     """How many tokens of a caption T5 reads; the CLIP encoders read 77 in any case. Other programs draw with 256."""
 
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizers."""
-    folder = folders.resolve(settings.path, weights=False)
-    with_t5 = _check(folder, weights=Path(settings.path).is_dir())
-    backbone = folders.read_config(folder, "transformer")
-    encoders = [folders.read_config(folder, part) for part in StableDiffusion3.text_encoders]
-    tokenizer = clip.load_tokenizer(folder / "tokenizer")
+    model = source.described(settings, PARTS, PIPELINES, optional=T5)
+    backbone = model.config("transformer")
+    encoders = [model.config(part) for part in StableDiffusion3.text_encoders]
+    tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
     limit = tokenizer.model_max_length
     text_size = sum(limit * config["hidden_size"] + config["projection_dim"] for config in encoders)
-    if with_t5:
-        tokenizer, limit = t5.load_tokenizer(folder / "tokenizer_3"), settings.max_sequence_length
-        text_size += limit * folders.read_config(folder, "text_encoder_3")["d_model"]
-    factor = vae.factor(folder)
+    if model.has("text_encoder_3"):
+        tokenizer, limit = t5.load_tokenizer(model.folder / "tokenizer_3"), settings.max_sequence_length
+        text_size += limit * model.config("text_encoder_3")["d_model"]
+    factor = vae.factor(model.folder)
     return transformer.describe(
-        folder,
+        model,
         StableDiffusion3,
         factor=factor,
         channels=backbone["in_channels"],
@@ -78,18 +73,8 @@ def describe(settings: Settings) -> Description:
 
 def load(settings: Settings) -> "StableDiffusion3":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    with_t5 = _check(folder)
-    return StableDiffusion3(folder, max_sequence_length=settings.max_sequence_length, with_t5=with_t5)
-
-
-def _check(folder: Path, *, weights: bool = True) -> bool:
-    """Whether the model in `folder`, which has all else, has T5."""
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=weights)
-    named, _ = folders.read_config(folder, "", "model_index.json").get("text_encoder_3") or (None, None)
-    if named is not None:
-        folders.check(folder, T5, pipelines=PIPELINES, weights=weights)
-    return named is not None
+    model = source.opened(settings, PARTS, PIPELINES, optional=T5)
+    return StableDiffusion3(model, max_sequence_length=settings.max_sequence_length)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -99,24 +84,18 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(components.get("transformer"), SD3Transformer2DModel) else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "sd3"
     backbone = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")  # no loader takes adapters of T5
-    lora_prefixes: Mapping[str, str] = {}
-    fused: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
 
     def original_name(self, component: str, path: str) -> str:
         return path if component == "transformer" else clip.published_name(path)
 
 
-class StableDiffusion3(Names):
+class StableDiffusion3(Names, base.Frozen):
     """The family `sd3`; see `protocol.Family`."""
 
     default_targets = {
@@ -132,42 +111,22 @@ class StableDiffusion3(Names):
         "inpaint": "StableDiffusion3InpaintPipeline",
     }
 
-    def __init__(self, path: Path, *, max_sequence_length: int, with_t5: bool) -> None:
+    def __init__(self, model: source.Source, *, max_sequence_length: int) -> None:
         from diffusers import SD3Transformer2DModel
-        from transformers import CLIPTextModelWithProjection
+        from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
+        kinds = {"transformer": SD3Transformer2DModel, **dict.fromkeys(self.text_encoders, CLIPTextModelWithProjection)}
+        if model.has("text_encoder_3"):
+            kinds["text_encoder_3"] = T5EncoderModel
+        super().__init__(model, model.components(**kinds), patch=model.config("transformer")["patch_size"])
+        self.transformer = self.components["transformer"]
+        self.text_encoder, self.text_encoder_2 = (self.components[name] for name in self.text_encoders)
+        self.text_encoder_3 = self.components.get("text_encoder_3")
+        self.tokenizer, self.tokenizer_2 = (clip.load_tokenizer(model.folder / part) for part in TOKENIZERS)
+        self.tokenizer_3 = None if self.text_encoder_3 is None else t5.load_tokenizer(model.folder / "tokenizer_3")
+        self.process = transformer.process(model)
         self.max_sequence_length = max_sequence_length
-        self.transformer = folders.load_component(SD3Transformer2DModel, path / "transformer")
-        self.vae = vae.load(path)
-        self.text_encoder = folders.load_component(CLIPTextModelWithProjection, path / "text_encoder")
-        self.text_encoder_2 = folders.load_component(CLIPTextModelWithProjection, path / "text_encoder_2")
-        self.text_encoder_3 = t5.load(path / "text_encoder_3") if with_t5 else None
-        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
-        self.tokenizer_2 = clip.load_tokenizer(path / "tokenizer_2")
-        self.tokenizer_3 = t5.load_tokenizer(path / "tokenizer_3") if with_t5 else None
-        self.process = transformer.process(path)
-        names = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-        super().__init__({name: getattr(self, name) for name in names})
-        self.factor = vae.factor(path)
-        self.side_multiple = self.drawing_multiple = self.factor * self.transformer.config.patch_size
-        self.token_limit = max_sequence_length if with_t5 else self.tokenizer.model_max_length
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, shifted and scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+        self.token_limit = self.tokenizer.model_max_length if self.text_encoder_3 is None else max_sequence_length
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D + D₂), "pooled": (B, P + P₂)} of both CLIP encoders and, with T5, {"t5": (B, L₃, D₃)}.
@@ -200,29 +159,20 @@ class StableDiffusion3(Names):
         ).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        import diffusers
-
-        scheduler = folders.read_config(self.path, "scheduler", transformer.SCHEDULER)
-        pipeline = getattr(diffusers, self.pipelines[task])(
-            transformer=self.transformer,
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
+        pipeline = base.pipeline(
+            self,
+            task,
             text_encoder_3=self.text_encoder_3,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
             tokenizer_3=self.tokenizer_3,
-            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
         )
-        pipeline.set_progress_bar_config(disable=True)
         return t5.with_limit(pipeline, self.max_sequence_length)
 
     def stock_pipeline(self) -> Any:
-        from diffusers import StableDiffusion3Pipeline
-
         # without these words it would ask for a T5 that the folder does not have
         absent = {} if self.text_encoder_3 is not None else {"text_encoder_3": None, "tokenizer_3": None}
-        return folders.load_pipeline(StableDiffusion3Pipeline, self.path, self.components, **absent)
+        return self.source.stock_pipeline(self.pipelines["text"], **absent)
 
     def metadata(self) -> dict[str, str]:
         config: Any = self.components["transformer"].config
@@ -230,13 +180,8 @@ class StableDiffusion3(Names):
         return {"ss_base_model_version": "sd3m", "modelspec.architecture": f"stable-diffusion-3-{size}/lora"}
 
     def fingerprint(self, component: str) -> str:
-        if not component.startswith("text_encoder"):
-            return folders.fingerprint(self.path / component)
-        own = folders.fingerprint(self.path / component, self.path / component.replace("text_encoder", "tokenizer"))
+        own = super().fingerprint(component)
         return f"{own}-{self.max_sequence_length}" if component == "text_encoder_3" else own
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
 
 
 def recognises(keys: Iterable[str]) -> bool:

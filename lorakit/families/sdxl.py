@@ -11,47 +11,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.core import settings as core_settings
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import clip, emphasis, folders, sgm, unet, vae
+from lorakit.families import base, clip, emphasis, sgm, source, unet, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("StableDiffusionXLPipeline",)
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 PARTS = {
     "unet": "config.json",
     "vae": "config.json",
     "text_encoder": "config.json",
     "text_encoder_2": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+    **dict.fromkeys(TOKENIZERS, "tokenizer_config.json"),
+    "scheduler": base.SCHEDULER,
 }
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["sdxl"] = "sdxl"
     """Stable Diffusion XL and what is built like it."""
-    path: str
-    """A diffusers folder or a hub name."""
 
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizers."""
-    folder = folders.resolve(settings.path, weights=False)
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
-    pooled = folders.read_config(folder, "text_encoder_2")["projection_dim"]
-    return unet.describe(folder, StableDiffusionXL, pooled=pooled)
+    model = source.described(settings, PARTS, PIPELINES)
+    return unet.describe(model, StableDiffusionXL, pooled=model.config("text_encoder_2")["projection_dim"])
 
 
 def load(settings: Settings) -> "StableDiffusionXL":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=PIPELINES)
-    return StableDiffusionXL(folder)
+    model = source.opened(settings, PARTS, PIPELINES)
+    return StableDiffusionXL(model)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -64,18 +56,13 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(unet, UNet2DConditionModel) and two_encoders else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "sdxl"
     backbone = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     lora_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-    fused: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
 
     def original_name(self, component: str, path: str) -> str:
         return sgm.published_name(path, self._blocks) if component == "unet" else clip.published_name(path)
@@ -92,7 +79,7 @@ class Names:
         return sgm.blocks(self.components["unet"].config)
 
 
-class StableDiffusionXL(Names):
+class StableDiffusionXL(Names, base.Frozen):
     """The family `sdxl`; see `protocol.Family`."""
 
     default_targets = {
@@ -108,44 +95,20 @@ class StableDiffusionXL(Names):
         "inpaint": "StableDiffusionXLInpaintPipeline",
     }
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: source.Source) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
-        self.unet = folders.load_component(UNet2DConditionModel, path / "unet")
-        self.vae = vae.load(path)
-        self.text_encoder = folders.load_component(CLIPTextModel, path / "text_encoder")
-        self.text_encoder_2 = folders.load_component(CLIPTextModelWithProjection, path / "text_encoder_2")
-        self.tokenizer = clip.load_tokenizer(path / "tokenizer")
-        self.tokenizer_2 = clip.load_tokenizer(path / "tokenizer_2")
-        self.scheduler_config = folders.read_config(path, "scheduler", "scheduler_config.json")
-        self.process = GaussianDiffusion.from_scheduler_config(self.scheduler_config)
+        encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        super().__init__(model, model.components(unet=UNet2DConditionModel, **encoders))
+        self.unet = self.components["unet"]
+        self.text_encoder, self.text_encoder_2 = (self.components[name] for name in encoders)
+        self.tokenizer, self.tokenizer_2 = (clip.load_tokenizer(model.folder / part) for part in TOKENIZERS)
+        self.process = unet.process(model)
         # the stock pipeline's default, where the folder does not say
-        self.zeros_for_empty = folders.read_config(path, "", "model_index.json").get(
-            "force_zeros_for_empty_prompt", True
-        )
-        names = ("unet", "vae", "text_encoder", "text_encoder_2")
-        super().__init__({name: getattr(self, name) for name in names})
-        self.side_multiple = vae.factor(path)
-        self.drawing_multiple = vae.drawing_multiple(self.side_multiple)
+        self.zeros_for_empty = model.config("", "model_index.json").get("force_zeros_for_empty_prompt", True)
+        self.drawing_multiple = vae.drawing_multiple(self.factor)
         self.token_limit = self.tokenizer.model_max_length
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.side_multiple, width // self.side_multiple
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D + D₂), "pooled": (B, P)}; captions are cut at L tokens.
@@ -168,7 +131,7 @@ class StableDiffusionXL(Names):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
         if sizes is None:
-            height, width = (side * self.side_multiple for side in x_t.shape[-2:])
+            height, width = (side * self.factor for side in x_t.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), 6)
         return self.unet(
             x_t.to(self.dtype),
@@ -178,24 +141,17 @@ class StableDiffusionXL(Names):
         ).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        import diffusers
-
-        scheduler = getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
-        pipeline = getattr(diffusers, self.pipelines[task])(
-            **self.components,
+        return base.pipeline(
+            self,
+            task,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
-            scheduler=scheduler,
             force_zeros_for_empty_prompt=self.zeros_for_empty,
             add_watermarker=False,
         )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def stock_pipeline(self) -> Any:
-        from diffusers import StableDiffusionXLPipeline
-
-        return folders.load_pipeline(StableDiffusionXLPipeline, self.path, self.components, add_watermarker=False)
+        return self.source.stock_pipeline(self.pipelines["text"], add_watermarker=False)
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -204,13 +160,8 @@ class StableDiffusionXL(Names):
         }
 
     def fingerprint(self, component: str) -> str:
-        if component not in self.text_encoders:
-            return folders.fingerprint(self.path / component)
-        own = folders.fingerprint(self.path / component, self.path / component.replace("text_encoder", "tokenizer"))
-        return f"{own}-zeros" if self.zeros_for_empty else own
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
+        own = super().fingerprint(component)
+        return f"{own}-zeros" if component in self.text_encoders and self.zeros_for_empty else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -6,14 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lorakit.families import clip, emphasis, folders
-
-
-def load(folder: Path) -> Any:
-    """The encoder; a decoder, where the files have one, is left out."""
-    from transformers import T5EncoderModel
-
-    return folders.load_component(T5EncoderModel, folder)
+from lorakit.families import clip, emphasis
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -1,30 +1,29 @@
 """What families share whose backbone is a diffusers transformer on patches of latents, and whose process is a flow."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.diffusion import RectifiedFlow
-from lorakit.families import folders
+from lorakit.families import base, folders
 from lorakit.families.protocol import Description
+from lorakit.families.source import Source
 
 # attention between picture and text, and of the picture alone, as in diffusers' DreamBooth examples for SD 3 and FLUX
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-SCHEDULER = "scheduler_config.json"
 
 
-def process(folder: Path) -> RectifiedFlow:
-    """The flow that the scheduler of the model in `folder` describes; InputError where it describes none."""
+def process(model: Source) -> RectifiedFlow:
+    """The flow that the scheduler of the `model` describes; InputError where it describes none."""
     try:
-        return RectifiedFlow.from_scheduler_config(folders.read_config(folder, "scheduler", SCHEDULER))
+        return RectifiedFlow.from_scheduler_config(model.config("scheduler", base.SCHEDULER))
     except ValueError as error:
-        raise InputError(f"{printable(folder / 'scheduler' / SCHEDULER)}: {error}.") from None
+        raise InputError(f"{printable(model.folder / 'scheduler' / base.SCHEDULER)}: {error}.") from None
 
 
 def describe(
-    folder: Path,
+    model: Source,
     family: type[Any],
     *,
     factor: int,
@@ -35,7 +34,7 @@ def describe(
     count_tokens: Callable[[str], int],
     text_size: int,
 ) -> Description:
-    """The description of the model in `folder`; for what is not said here see `Description`.
+    """The description of the `model`; for what is not said here see `Description`.
 
     Its latents have `channels`, are of `factor` pixels a side, and are taken in patches of `patch` × `patch`.
     """
@@ -43,24 +42,13 @@ def describe(
         side_multiple=factor * patch,
         drawing_multiple=factor * patch,
         resolution=resolution,
-        process=process(folder),
+        process=process(model),
         token_limit=token_limit,
         count_tokens=count_tokens,
         backbone=family.backbone,
         default_targets=family.default_targets,
         lora_prefixes=family.lora_prefixes,
-        weight_shapes=lambda component: folders.weight_shapes(folder / component),
+        weight_shapes=lambda component: folders.weight_shapes(model.folder / component),
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
         text_size=text_size,
     )
-
-
-def pipeline(family: Any, task: str, **parts: Any) -> Any:
-    """The stock pipeline for a `task` around the components of `family` and `parts`, tokenizers for instance."""
-    import diffusers
-
-    config = folders.read_config(family.path, "scheduler", SCHEDULER)
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    made = getattr(diffusers, family.pipelines[task])(**family.components, scheduler=scheduler, **parts)
-    made.set_progress_bar_config(disable=True)
-    return made

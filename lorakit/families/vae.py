@@ -19,11 +19,14 @@ def drawing_multiple(factor: int) -> int:
     return math.lcm(factor, 8)  # stock pipelines of U-Nets ask for 8, whatever the VAE is
 
 
-def load(folder: Path) -> Any:
-    """The VAE, in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once."""
+def load(folder: Path, kind: Any = None) -> Any:
+    """The VAE, in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once.
+
+    It is an AutoencoderKL where no `kind` is said.
+    """
     from diffusers import AutoencoderKL
 
-    vae = folders.load_component(AutoencoderKL, folder / "vae")
+    vae = folders.load_component(kind or AutoencoderKL, folder / "vae")
     decode = vae.decode
     # stock pipelines hand over latents in the backbone's precision
     vae.decode = lambda z, *args, **kwargs: decode(z.float(), *args, **kwargs)

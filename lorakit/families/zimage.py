@@ -15,10 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lorakit.core import settings as core_settings
-from lorakit.core.quiet import quiet_libraries
 from lorakit.core.types import Text
-from lorakit.families import folders, qwen, transformer, vae
+from lorakit.families import base, qwen, source, transformer, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("ZImagePipeline",)
@@ -27,7 +25,7 @@ PARTS = {
     "vae": "config.json",
     "text_encoder": "config.json",
     "tokenizer": "tokenizer_config.json",
-    "scheduler": transformer.SCHEDULER,
+    "scheduler": base.SCHEDULER,
 }
 TOKENS = 512  # of a caption and what it is wrapped in: max_sequence_length of the stock pipeline
 PATCH = 2  # the one patch that the stock pipeline draws with
@@ -36,28 +34,25 @@ _BLOCK = r"(layers|(noise|context)_refiner)[._]\d+[._](attention[._]|adaLN_modul
 _KEY = re.compile(rf"(transformer\.|lora_unet_)({_BLOCK}|all_(x_embedder|final_layer)|(t|cap)_embedder)")
 
 
-class Settings(core_settings.Settings):
+class Settings(source.Settings):
     family: Literal["zimage"] = "zimage"
     """Z-Image and Z-Image-Turbo."""
-    path: str
-    """A diffusers folder or a hub name."""
 
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
-    folder = folders.resolve(settings.path, weights=False)
-    folders.check(folder, PARTS, pipelines=PIPELINES, weights=Path(settings.path).is_dir())
-    config = folders.read_config(folder, "vae")
+    model = source.described(settings, PARTS, PIPELINES)
+    config = model.config("vae")
     return transformer.describe(
-        folder,
+        model,
         ZImage,
-        factor=vae.factor(folder),
+        factor=vae.factor(model.folder),
         channels=config["latent_channels"],
         patch=PATCH,
         resolution=config["sample_size"],
         token_limit=TOKENS,
-        count_tokens=functools.partial(qwen.count_tokens, *_wrapped(folder)),
-        text_size=TOKENS * folders.read_config(folder, "text_encoder")["hidden_size"] + 1,
+        count_tokens=functools.partial(qwen.count_tokens, *_wrapped(model.folder)),
+        text_size=TOKENS * model.config("text_encoder")["hidden_size"] + 1,
     )
 
 
@@ -69,9 +64,8 @@ def _wrapped(folder: Path) -> tuple[Any, Any]:
 
 def load(settings: Settings) -> "ZImage":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    folder = folders.resolve(settings.path)
-    folders.check(folder, PARTS, pipelines=PIPELINES)
-    return ZImage(folder)
+    model = source.opened(settings, PARTS, PIPELINES)
+    return ZImage(model)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -81,23 +75,16 @@ def around(components: Mapping[str, Any]) -> "Names | None":
     return Names(components) if isinstance(components.get("transformer"), ZImageTransformer2DModel) else None
 
 
-class Names:
+class Names(base.Names):
     """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
 
     name = "zimage"
     backbone = "transformer"
-    text_encoders: tuple[str, ...] = ()  # no loader takes adapters of Qwen
+    # text encoders: no loader takes adapters of Qwen
     lora_prefixes = {"transformer": "lora_unet_"}
-    fused: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self.components = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-
-    def original_name(self, component: str, path: str) -> str:
-        return path
 
 
-class ZImage(Names):
+class ZImage(Names, base.Frozen):
     """The family `zimage`; see `protocol.Family`."""
 
     default_targets = {"transformer": ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")}
@@ -109,36 +96,16 @@ class ZImage(Names):
         "inpaint": "ZImageInpaintPipeline",
     }
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: source.Source) -> None:
         from diffusers import ZImageTransformer2DModel
         from transformers import Qwen3Model
 
-        quiet_libraries()
-        self.path = path
-        self.dtype = torch.float32
-        self.transformer = folders.load_component(ZImageTransformer2DModel, path / "transformer")
-        self.vae = vae.load(path)
-        self.text_encoder = folders.load_component(Qwen3Model, path / "text_encoder")
-        self.tokenizer, self._wrap = _wrapped(path)
-        self.process = transformer.process(path)
-        super().__init__({name: getattr(self, name) for name in ("transformer", "vae", "text_encoder")})
-        self.factor = vae.factor(path)
-        self.side_multiple = self.drawing_multiple = self.factor * PATCH
+        kinds = {"transformer": ZImageTransformer2DModel, "text_encoder": Qwen3Model}
+        super().__init__(model, model.components(**kinds), patch=PATCH)
+        self.transformer, self.text_encoder = (self.components[name] for name in kinds)
+        self.tokenizer, self._wrap = _wrapped(model.folder)
+        self.process = transformer.process(model)
         self.token_limit = TOKENS
-        for module in self.components.values():
-            module.requires_grad_(False).eval()
-
-    def to(self, device: Any, dtype: Any) -> None:
-        self.dtype = dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, shifted and scaled: (B, C, H/f, W/f)."""
-        return vae.encode(self.vae, pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D), "lengths": (B,)}: the last but one states of Qwen3 of each caption's own tokens."""
@@ -165,26 +132,17 @@ class ZImage(Names):
         return -torch.stack(pictures).squeeze(2)
 
     def live_pipeline(self, task: str = "text") -> Any:
-        return transformer.pipeline(self, task, tokenizer=self.tokenizer)
+        return base.pipeline(self, task, tokenizer=self.tokenizer)
 
     def guided(self, scale: float, negative_prompt: str) -> dict[str, Any]:
         """The stock pipeline counts guidance from 0: its 0 is our 1, none, and so on."""
         return {"guidance_scale": max(scale - 1, 0.0), "negative_prompt": negative_prompt or None}
 
     def stock_pipeline(self) -> Any:
-        from diffusers import ZImagePipeline
-
-        return folders.load_pipeline(ZImagePipeline, self.path, self.components)
+        return self.source.stock_pipeline(self.pipelines["text"])
 
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "zimage", "modelspec.architecture": "z-image/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        parts = [component, "tokenizer"] if component == "text_encoder" else [component]
-        return folders.fingerprint(*(self.path / part for part in parts))
-
-    def recognises(self, keys: Iterable[str]) -> bool:
-        return recognises(keys)
 
 
 def recognises(keys: Iterable[str]) -> bool:

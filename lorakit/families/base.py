@@ -1,0 +1,75 @@
+"""What families do alike: a class of each of their two kinds, of names of layers and of a frozen model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.families import folders, vae
+from lorakit.families.source import Source
+
+SCHEDULER = "scheduler_config.json"
+
+
+class Names:
+    """How adapter files call the layers of these components, of which some may be None; see `protocol.Names`."""
+
+    text_encoders: tuple[str, ...] = ()
+    lora_prefixes: Mapping[str, str] = {}
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self.components: dict[str, Any] = {
+            name: part for name, part in components.items() if isinstance(part, nn.Module)
+        }
+        self.text_encoders = tuple(name for name in self.text_encoders if name in self.components)
+
+    @property
+    def fused(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    def original_name(self, component: str, path: str) -> str:
+        return path
+
+
+class Frozen(Names):
+    """A model on a VAE's latents, in patches of `patch` × `patch`; see `protocol.Family`."""
+
+    pipelines: Mapping[str, str]
+
+    def __init__(self, source: Source, components: Mapping[str, Any], *, patch: int = 1) -> None:
+        super().__init__(components)
+        self.source = source
+        self.path = source.folder
+        self.vae = self.components["vae"]
+        self.dtype = torch.float32
+        self.factor = vae.factor(source.folder)
+        self.side_multiple = self.drawing_multiple = self.factor * patch
+
+    def to(self, device: Any, dtype: Any) -> None:
+        """Moves the components, and all but the VAE to `dtype`."""
+        self.dtype = dtype
+        for name, module in self.components.items():
+            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, normalised: (B, C, H/f, W/f)."""
+        return vae.encode(self.vae, pixels)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    def fingerprint(self, component: str) -> str:
+        tokenizer = component.replace("text_encoder", "tokenizer")
+        return self.source.fingerprint(component, *([tokenizer] if tokenizer != component else []))
+
+
+def pipeline(family: Any, task: str, **parts: Any) -> Any:
+    """The stock pipeline for a `task` around the components of `family` and `parts`, tokenizers for instance."""
+    import diffusers
+
+    config = folders.read_config(family.path, "scheduler", SCHEDULER)
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    made = getattr(diffusers, family.pipelines[task])(**{**family.components, **parts}, scheduler=scheduler)
+    made.set_progress_bar_config(disable=True)
+    return made
