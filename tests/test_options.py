@@ -128,6 +128,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "model.max_sequence_length": "model.max_sequence_length=7",
     "model.guidance": "model.guidance=3.5",
     "model.true_mask": "model.true_mask=true",
+    "model.system_prompt": "model.system_prompt=Draw well.",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",
     "adapter.rslora": "adapter.rslora=true",
     "adapter.rank": "adapter.rank=3",

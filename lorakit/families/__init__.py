@@ -28,6 +28,7 @@ SHARED = frozenset(  # files here that are no family
         "clip",
         "t5",
         "qwen",
+        "gemma",
         "vae",
         "unet",
         "transformer",

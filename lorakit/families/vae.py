@@ -46,14 +46,14 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     return (z - mean) * config.scaling_factor / std
 
 
-def tiny(**more: Any) -> Any:
-    """A random one of factor 4, with `more` of its configuration."""
+def tiny(*, levels: int = 3, **more: Any) -> Any:
+    """A random one of factor 2^(levels - 1), with `more` of its configuration."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(*(8,) * (levels - 1), 16),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=32,

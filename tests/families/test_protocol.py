@@ -128,12 +128,13 @@ def test_a_flow_is_asked_and_heard_as_by_the_stock_pipeline(
     monkeypatch.setattr(pipeline.scheduler, "step", step)
     monkeypatch.setattr(pipeline.vae, "decode", decode)
     told = getattr(family, "guidance", None)  # what some models are told; as in training, none is led away from
+    prompts = [CAPTIONS[0], "a"]  # an empty one may stand for what is led away from: below
     drawn: list[Tensor] = []
 
     def draw() -> None:
         with pytest.raises(Decoding) as caught:
             pipeline(
-                list(CAPTIONS),
+                list(prompts),
                 height=height,
                 width=width,
                 num_inference_steps=2,
@@ -149,7 +150,7 @@ def test_a_flow_is_asked_and_heard_as_by_the_stock_pipeline(
     def predict() -> None:
         t = pipeline.scheduler.sigmas[1].expand(2)
         assert 0 < t[0] < 1
-        said.append(family.predict(x_t, t, family.encode_text(CAPTIONS)))
+        said.append(family.predict(x_t, t, family.encode_text(prompts)))
 
     own = recorded(family.components[family.backbone], predict)
     assert own.keys() == stock.keys()
@@ -187,19 +188,21 @@ def test_the_backbone_gets_what_the_stock_pipeline_hands_it(family: families.Fam
         )
 
     stock = recorded(getattr(pipeline, family.backbone), draw)
-    if isinstance(next(iter(stock.values())), list):
-        pytest.skip("pictures one by one: above")
-    x_t, t = next(iter(stock.values())), torch.as_tensor(stock["timestep"])
+    x_t = next(iter(stock.values()))
+    listed = isinstance(x_t, list)
+    if listed:  # of films of one picture
+        x_t = torch.stack(x_t).squeeze(2)
     if x_t.ndim == 3:  # tokens
         x_t = pipeline._unpack_latents(x_t, height, width, pipeline.vae_scale_factor)
-    if family.process.prediction_type == "flow":  # the backbone's own clock is the family's affair
-        t = pipeline.scheduler.sigmas[1]
+    # the backbone's own clock is the family's affair
+    flow = family.process.prediction_type == "flow"
+    t = pipeline.scheduler.sigmas[1] if flow else torch.as_tensor(stock["timestep"])
 
     def predict() -> None:
         # what guidance leads away from, no negative prompt, is what a dropped caption is. It comes first in a batch of
-        # both, or last in a call of its own, or not at all
+        # both, second in a list, last in a call of its own, or not at all
         guided = getattr(pipeline, "do_classifier_free_guidance", False)
-        captions = CAPTIONS[::-1] if len(x_t) == 2 else CAPTIONS[1:] if guided else CAPTIONS[:1]
+        captions = CAPTIONS[:: 1 if listed else -1] if len(x_t) == 2 else CAPTIONS[1:] if guided else CAPTIONS[:1]
         wanted = torch.tensor([sizes] * len(x_t)) if told else None
         family.predict(x_t, t.expand(len(x_t)), family.encode_text(captions), sizes=wanted)
 

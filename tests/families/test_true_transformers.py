@@ -21,8 +21,11 @@ from lorakit.families.protocol import Family
 
 RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
-CLASS = {"zimage": "ZImage"}
-PARAMETERS = {"zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096}}
+CLASS = {"zimage": "ZImage", "lumina2": "Lumina2"}
+PARAMETERS = {
+    "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
+    "lumina2": {"transformer": 2_609_769_152, "vae": 83_819_683, "text_encoder": 2_614_341_888},
+}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -37,7 +40,20 @@ def zimage() -> Iterator[tuple[str, int, int]]:
         yield f"{block}.feed_forward.w2", hidden, width
 
 
-LAYERS = {"zimage": list(zimage())}
+def lumina2() -> Iterator[tuple[str, int, int]]:
+    width, hidden, keys, time = 2304, 9216, 768, 1024
+    for block in [
+        f"{part}.{i}" for part, n in (("layers", 26), ("noise_refiner", 2), ("context_refiner", 2)) for i in range(n)
+    ]:
+        yield from ((f"{block}.attn.{one}", width, width) for one in ("to_q", "to_out.0"))
+        yield from ((f"{block}.attn.{one}", width, keys) for one in ("to_k", "to_v"))
+        yield from ((f"{block}.feed_forward.linear_{i}", width, hidden) for i in (1, 3))
+        yield f"{block}.feed_forward.linear_2", hidden, width
+        if not block.startswith("context"):
+            yield f"{block}.norm1.linear", time, 4 * width
+
+
+LAYERS = {"zimage": list(zimage()), "lumina2": list(lumina2())}
 
 
 @functools.cache
