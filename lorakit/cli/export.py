@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         accept_changed=args.accept_changed,
     )
     print(f"{report.path}: {report.format}, {report.dtype}, {report.modules} layers, {report.keys} tensors")
-    alone = " (no other program loads this format for the model)" if report.reader == "lorakit" else ""
+    alone = " (no stock pipeline does: put it in with lorakit.load_adapter)" if report.reader == "lorakit" else ""
     most = f"predictions differ by at most {report.max_difference:.1e} of their size"
     print(f"loaded back by {report.reader}{alone}: {most}")
     print(f"sha256 {report.sha256}")

@@ -42,9 +42,9 @@ def load_adapter(
     """Puts the adapter at `file`, a file or peft folder of any dialect, into a stock pipeline: W x + weight · ΔW x.
 
     `weight` is one number or, by component, several (1 where none is said). What is active in the pipeline stays so,
-    and effects add up. Afterwards its `set_adapters`, `fuse_lora`, `delete_adapters` and `unload_lora_weights` treat
-    the adapter as one that diffusers loaded, by `adapter_name` ("default_0", "default_1", … where not given).
-    `assume_alpha` is the alpha of layers whose file does not say it.
+    and effects add up. Afterwards its `set_adapters`, `fuse_lora`, `delete_adapters` and `unload_lora_weights`, where
+    it has them, treat the adapter as one that diffusers loaded, by `adapter_name` ("default_0", "default_1", … where
+    not given). `assume_alpha` is the alpha of layers whose file does not say it.
 
     Raises InputError for a pipeline of no known family, a file that is not wholly for it, and a name that is taken or
     cannot be one; nothing is changed then.

@@ -29,10 +29,10 @@ def encode(
     return states if weights is None else emphasis.weigh(states, weights.to(states.device)), present
 
 
-def with_limit(pipeline: Any, limit: int) -> Any:
-    """`pipeline`, which now cuts prompts at `limit` tokens whatever its call says."""
-    encode_prompt = pipeline.encode_prompt
-    pipeline.encode_prompt = lambda *args, **given: encode_prompt(*args, **{**given, "max_sequence_length": limit})
+def with_limit(pipeline: Any, limit: int, **more: Any) -> Any:
+    """`pipeline`, which now cuts prompts at `limit` tokens, and encodes them with `more`, whatever its call says."""
+    encode_prompt, fixed = pipeline.encode_prompt, {"max_sequence_length": limit, **more}
+    pipeline.encode_prompt = lambda *args, **given: encode_prompt(*args, **{**given, **fixed})
     return pipeline
 
 

@@ -95,6 +95,8 @@ def assert_same(own: Any, stock: Any, name: str) -> None:
         assert own.keys() == stock.keys(), name
         for key in stock:
             assert_same(own[key], stock[key], f"{name}.{key}")
+    elif stock is None:
+        assert own is None, name
     else:
         if isinstance(stock, list) and isinstance(stock[0], Tensor):
             assert [len(tensor) for tensor in own] == [len(tensor) for tensor in stock], name

@@ -21,10 +21,12 @@ from lorakit.families.protocol import Family
 
 RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
-CLASS = {"zimage": "ZImage", "lumina2": "Lumina2"}
+CLASS = {"zimage": "ZImage", "lumina2": "Lumina2", "pixart": "PixArt"}
 PARAMETERS = {
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
     "lumina2": {"transformer": 2_609_769_152, "vae": 83_819_683, "text_encoder": 2_614_341_888},
+    # PixArt-Σ at 1024 pixels, as its own tools/convert_pixart_to_diffusers.py makes it
+    "pixart": {"transformer": 610_856_096, "vae": 83_653_863, "text_encoder": 4_762_310_656},
 }
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -53,7 +55,15 @@ def lumina2() -> Iterator[tuple[str, int, int]]:
             yield f"{block}.norm1.linear", time, 4 * width
 
 
-LAYERS = {"zimage": list(zimage()), "lumina2": list(lumina2())}
+def pixart() -> Iterator[tuple[str, int, int]]:
+    width = 1152
+    for block in [f"transformer_blocks.{i}" for i in range(28)]:
+        yield from ((f"{block}.{n}.{one}", width, width) for n in ("attn1", "attn2") for one in ATTENTION)
+        yield f"{block}.ff.net.0.proj", width, 4 * width
+        yield f"{block}.ff.net.2", 4 * width, width
+
+
+LAYERS = {"zimage": list(zimage()), "lumina2": list(lumina2()), "pixart": list(pixart())}
 
 
 @functools.cache
