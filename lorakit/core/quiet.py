@@ -28,6 +28,10 @@ _KNOWN = {
         # report on a model's own files names their folder instead of None and stays, and so does one on adapter weights
         r"(\x1b\[\d*m)*\w+ LOAD REPORT(\x1b\[\d*m)* from: None\n(?!.*(lora_|UNEXPECTED|MISMATCH|CONVERSION))",
     ],
+    "transformers.distributed.tensor_parallel": [
+        # in every one of several processes, whether anybody asked for layers to be shared out or not
+        r"The following layers were not sharded:",
+    ],
     "transformers.tokenization_utils_base": [
         # said whenever tokens are counted; what is cut off a caption, lorakit and the stock pipeline say themselves
         r"Token indices sequence length is longer than the specified maximum sequence length for this model",

@@ -73,7 +73,7 @@ def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> 
         return f"{key} = {context['tag']!r} is not known.{did_you_mean(context['tag'], known)}"
     message = error["msg"].removeprefix("Value error, ")
     if kind in ("value_error", "assertion_error"):
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     hint = ""
     if kind == "literal_error" and isinstance(error["input"], str):
         near = difflib.get_close_matches(error["input"], re.findall(r"'([^']*)'", context["expected"]), 1)

@@ -8,6 +8,7 @@ import pytest
 from lorakit.core.quiet import quiet_libraries
 
 SILENCED = [
+    ("transformers.distributed.tensor_parallel", "The following layers were not sharded: model.a, model.b"),
     (
         "transformers.utils.import_utils",
         "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil` for "

@@ -211,9 +211,9 @@ class FolderStorage:
         mask, mask_stamp = folder.masks.get(stem), ""
         if mask is not None:
             mask_stamp = self._stamp(prefix + mask)
-        captions, box, problems = self._said(name, prefix, folder.captions.get(stem, []), tables)
+        captions, box, problems, file = self._said(name, prefix, folder.captions.get(stem, []), tables)
         mask_place = None if mask is None else Place(prefix + mask)
-        return Item(name, Place(name), captions, stamp, mask_place, mask_stamp, box, problems)
+        return Item(name, Place(name), captions, stamp, mask_place, mask_stamp, box, problems, file)
 
     def _stamp(self, path: str) -> str:
         try:
@@ -223,8 +223,8 @@ class FolderStorage:
 
     def _said(
         self, name: str, prefix: str, files: list[str], tables: list[_Table]
-    ) -> tuple[tuple[str, ...], sidecars.Box | None, tuple[str, ...]]:
-        """The captions and the box of a picture, and what is wrong with them."""
+    ) -> tuple[tuple[str, ...], sidecars.Box | None, tuple[str, ...], str]:
+        """The captions and the box of a picture, what is wrong with them, and the text file that the captions are."""
         sources: list[tuple[str, sidecars.Said]] = []
         problems: list[str] = []
         for file in files:
@@ -251,7 +251,9 @@ class FolderStorage:
             if len(given) > 1:
                 names = " and ".join(printable(where) for where, _ in given)
                 problems.append(f"{self.label(name)}: it has two {what}, {names}: keep one.")
-        return captions[0][1] if captions else (), boxes[0][1] if boxes else None, tuple(problems)
+        texts = [prefix + where for where, _ in captions[:1] if split_name(where)[1] in sidecars.TEXT_SUFFIXES]
+        file = texts[0] if texts else ""
+        return captions[0][1] if captions else (), boxes[0][1] if boxes else None, tuple(problems), file
 
     def _read_table(self, prefix: str, name: str, found: Found) -> list[_Table]:
         path = prefix + name

@@ -53,7 +53,8 @@ class Item(NamedTuple):
     `name` has / between its parts, is unescaped and unique in its source; `captions` are as written, () where there is
     none; `stamp` changes whenever the bytes may have changed, "" being unknown; `box` is left, top, right and bottom of
     what matters in it, in pixels of the upright picture; `problems` are what is wrong with its captions, complete
-    messages, which count if the picture itself can be used.
+    messages, which count if the picture itself can be used. `caption_file` is the text file that the captions are, ""
+    where they stand in something larger or there are none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Item(NamedTuple):
     mask_stamp: str = ""
     box: Box | None = None
     problems: tuple[str, ...] = ()
+    caption_file: str = ""
 
 
 class Storage(Protocol):

@@ -3,6 +3,7 @@
 A row names its picture by `file_name`, relative to the file's own folder. At most a megabyte of a line is ever held.
 """
 
+import contextlib
 import csv
 import posixpath
 from collections.abc import Iterator
@@ -41,9 +42,7 @@ class Metadata:
 def read(file: IO[bytes], kind: str, *, caption_key: str | None) -> Metadata:
     """The rows of a file named `kind`, of NAMES."""
     found = Metadata()
-    lines = _lines(file, found.problems)
-    rows = _json_rows(lines, found.problems) if kind.endswith(".jsonl") else _csv_rows(lines, found.problems)
-    for line, values in rows:
+    for line, values in _rows(file, kind, found.problems):
         try:
             name = _name(values)
             said = from_mapping(values, caption_key=caption_key)
@@ -55,6 +54,20 @@ def read(file: IO[bytes], kind: str, *, caption_key: str | None) -> Metadata:
         found.rows[name] = Row(line, said)
     found.problems = _some(found.problems)
     return found
+
+
+def columns(file: IO[bytes], kind: str) -> dict[str, dict[str, Any]]:
+    """All that a file named `kind`, of NAMES, says of each picture; rows that cannot be read are left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for _, values in _rows(file, kind, []):
+        with contextlib.suppress(ValueError):
+            found.setdefault(_name(values), values)
+    return found
+
+
+def _rows(file: IO[bytes], kind: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = _lines(file, problems)
+    return _json_rows(lines, problems) if kind.endswith(".jsonl") else _csv_rows(lines, problems)
 
 
 def _some(texts: list[str]) -> list[str]:

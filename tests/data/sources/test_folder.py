@@ -387,3 +387,13 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert len(found.examples) == 5
     assert all(min(e.size) >= 256 for e in found.examples)
     assert found.warnings == ()
+
+
+def test_which_file_the_captions_are(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, {f"{name}.png": (9, 8) for name in ("a/text", "json", "row", "none")})
+    for name in ("json", "row", "none"):
+        (root / f"{name}.txt").unlink()
+    (root / "json.json").write_text('"x"')
+    (root / "metadata.jsonl").write_text('{"file_name": "row.png", "text": "x"}\n')
+    files = {item.name: item.caption_file for item in FolderStorage(str(root), 0).items(Found())}
+    assert files == {"a/text.png": "a/text.txt", "json.png": "", "none.png": "", "row.png": ""}

@@ -1,10 +1,12 @@
 import csv
+import io
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from lorakit.data.sources import metadata
 from tests.data.pictures import folder_of
 from tests.data.scanning import good, problems_of, scanned
 
@@ -128,3 +130,11 @@ def test_rows_of_hidden_files_and_of_no_pictures_lead_nowhere(tmp_path: Path) ->
     jsonl(root / "metadata.jsonl", *rows)
     problems = problems_of(root)
     assert ["line 1" in problems[0], "line 3" in problems[1], len(problems)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("name", metadata.NAMES)
+def test_all_columns_of_what_can_be_read(name: str) -> None:
+    csv = "file_name,title,text\na.png,One,x\n../b.png,Two,y\n"
+    rows = [{"file_name": "a.png", "title": "One", "text": "x"}, {"file_name": "../b.png"}, {"title": "none"}]
+    text = csv if name.endswith("csv") else "".join(json.dumps(row) + "\n" for row in rows) + "no json\n"
+    assert metadata.columns(io.BytesIO(text.encode()), name) == {"a.png": rows[0]}
