@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import BaseModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorakit.core.errors import InputError
 from lorakit.core.settings import is_neutral
@@ -331,8 +331,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FURTHER:
         (folder / name).symlink_to(FAMILIES.module(name).tiny().path)
         shutil.copytree(folder / name, folder / f"{name}-other")
-        file = folder / f"{name}-other" / "vae" / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": 0.3}))
+        file = next((folder / f"{name}-other" / "vae").glob("*.safetensors"))
+        save_file({key: 1.1 * weight for key, weight in load_file(file).items()}, file)
     return folder
 
 

@@ -104,10 +104,14 @@ class Predict(Protocol):
 
 
 class Process(Protocol):
-    """A forward process and what training and sampling ask of it; `t` is in the process's own unit."""
+    """A forward process and what training and sampling ask of it; `t` is in the process's own unit.
+
+    A picture takes at least `least_steps` steps.
+    """
 
     timesteps: int
     prediction_type: str
+    least_steps: int
 
     def at(self, share: Tensor) -> Tensor: ...
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor: ...

@@ -99,6 +99,7 @@ class RectifiedFlow:
         self.shift = shift
         self.dynamic = dynamic
         self.shift_terminal = shift_terminal
+        self.least_steps = 2 if shift_terminal else 1  # the first time is 1, the last one another
 
     @classmethod
     def from_scheduler_config(cls, config: dict) -> "RectifiedFlow":
@@ -232,8 +233,8 @@ class RectifiedFlow:
 
         Raises ValueError for too few steps, an unknown spacing, and a dynamic shift without `tokens`.
         """
-        if steps < 1 or (self.shift_terminal and steps < 2):
-            raise ValueError(f"steps must be at least {2 if self.shift_terminal else 1}, got {steps}")
+        if steps < self.least_steps:
+            raise ValueError(f"steps must be at least {self.least_steps}, got {steps}")
         if spacing not in ("trailing", "stock"):
             raise ValueError(f"spacing {spacing!r} is none of trailing, stock")
         end = torch.tensor(1 / steps, dtype=torch.float64)

@@ -52,8 +52,8 @@ def padded(states: Sequence[Tensor]) -> Text:
     return {"states": pad_sequence(list(states), batch_first=True), "lengths": lengths}
 
 
-def tiny_tokenizer(folder: Path) -> Any:
-    """A tokenizer that knows bytes, and the words of a chat."""
+def tiny_tokenizer(folder: Path, *, words: Sequence[str] = ()) -> Any:
+    """A tokenizer that knows bytes, the marks of a chat, and `words`."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
@@ -61,12 +61,14 @@ def tiny_tokenizer(folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         chat_template=_TEMPLATE,
     )
+    tokenizer.add_tokens(list(words))
+    return tokenizer
 
 
 def tiny_config(tokenizer: Any, *, layers: int = 3) -> Any:

@@ -33,8 +33,8 @@ PARTS = {
 }
 T5 = {"text_encoder_3": "config.json", "tokenizer_3": "tokenizer_config.json"}
 _MEDIUM = 24  # layers of both mediums; large has 38
-# FLUX's and Qwen-Image's attention has the same names: what they have beside it tells them apart
-_BLOCK = r"transformer_blocks\.\d+\.(attn2?|ff|ff_context|norm1|norm1_context)"
+# FLUX's and Qwen-Image's attention has the same names: what they have beside it tells them apart, or more blocks
+_BLOCK = r"transformer_blocks\.([12]?\d|3[0-7])\.(attn2?|ff|ff_context|norm1|norm1_context)"
 _OUTSIDE = "pos_embed|time_text_embed|context_embedder|norm_out|proj_out"
 _KEY = re.compile(rf"(transformer\.({_OUTSIDE}|{_BLOCK})|text_encoder(_2)?)\.")
 

@@ -14,7 +14,8 @@ _RESIDUAL = {
 }
 # what only an adapter of SDXL has: a second text encoder, sgm's names, embedded sizes, more than one block of attention
 _XL = re.compile(
-    r"lora_te2_|text_encoder_2\.|(in|out)put_blocks_|middle_block_|label_emb|add_embedding|transformer_blocks[._][1-9]"
+    r"lora_te2_|text_encoder_2\.|(in|out)put_blocks_|middle_block_|label_emb|add_embedding|"
+    r"attentions[._]\d+[._]transformer_blocks[._][1-9]"
 )
 
 

@@ -12,7 +12,10 @@ from lorakit.families import folders
 
 def factor(folder: Path) -> int:
     """Pixels to a latent, along each side."""
-    return 2 ** (len(folders.read_config(folder, "vae")["block_out_channels"]) - 1)
+    config = folders.read_config(folder, "vae")
+    # one of films says of each halving whether it halves their time too (diffusers spells it so)
+    halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]
+    return 2 ** len(halvings)
 
 
 def drawing_multiple(factor: int) -> int:
@@ -35,15 +38,16 @@ def load(folder: Path, kind: Any = None) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean as backbones take it: (B, C, H/f, W/f).
+    """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean as backbones take it: (B, C, H/f, W/f). Films are (B, 3, T,
+    H, W), and so are their latents.
 
     (z - shift) · scale, or (z - mean) · scale / std where the configuration has these, a number for each channel.
     """
     z, config = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean, vae.config
     if config.latents_mean is None or config.latents_std is None:
         return (z - (config.shift_factor or 0.0)) * config.scaling_factor
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(z) for x in (config.latents_mean, config.latents_std))
-    return (z - mean) * config.scaling_factor / std
+    mean, std = (torch.tensor(x).view(-1, *[1] * (z.ndim - 2)).to(z) for x in (config.latents_mean, config.latents_std))
+    return (z - mean) * config.get("scaling_factor", 1.0) / std
 
 
 def tiny(*, levels: int = 3, **more: Any) -> Any:

@@ -61,6 +61,11 @@ def requests(settings: SampleSettings) -> list[Request]:
     ]
 
 
+def too_few_steps(name: str, steps: int, *, least: int) -> list[str]:
+    """What is wrong with a setting, for a process that takes `least` steps: of fewer, NaN would come in silence."""
+    return [f"{name} = {steps}: the model draws in {least} steps or more."] if steps < least else []
+
+
 class Abandoned(Exception):
     """Drawing was given up because the caller wanted so."""
 

@@ -23,7 +23,7 @@ from lorakit.data.sources.generate import GenerateSettings
 from lorakit.export.files import DTYPES
 from lorakit.families.protocol import classifier_free, guided
 from lorakit.recipe import Recipe
-from lorakit.sampling.pictures import Request, draw, label
+from lorakit.sampling.pictures import Request, draw, label, too_few_steps
 from lorakit.training.processes import bar
 
 log = logging.getLogger("lorakit")
@@ -123,14 +123,19 @@ def draw_into_place(
             drawn.save(aside, format="PNG", pnginfo=said)
 
 
-def size_problems(recipe: Recipe, multiple: int) -> list[str]:
-    """Sizes that a stock pipeline, which draws multiples of `multiple` pixels, would not draw."""
-    return [
-        f"data.sources.{i}.generate.sizes: {width}×{height}: the model draws multiples of {multiple} pixels."
-        for i, source in enumerate(recipe.data.sources)
-        for width, height in (source.generate.sizes if source.generate else ())
-        if width < 1 or height < 1 or width % multiple or height % multiple
-    ]
+def drawing_problems(recipe: Recipe, *, multiple: int, least_steps: int) -> list[str]:
+    """What a stock pipeline would not draw that draws multiples of `multiple` pixels in `least_steps` steps or more."""
+    problems = []
+    for i, source in enumerate(recipe.data.sources):
+        key, wanted = f"data.sources.{i}.generate", source.generate
+        if wanted is not None:
+            problems += [
+                f"{key}.sizes: {width}×{height}: the model draws multiples of {multiple} pixels."
+                for width, height in wanted.sizes
+                if width < 1 or height < 1 or width % multiple or height % multiple
+            ]
+            problems += too_few_steps(f"{key}.steps", wanted.steps, least=least_steps)
+    return problems
 
 
 def said_of_missing(recipe: Recipe) -> list[str]:

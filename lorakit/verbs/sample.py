@@ -17,7 +17,7 @@ from lorakit.export.files import read_adapter
 from lorakit.export.weights import Weights
 from lorakit.families.protocol import guided
 from lorakit.sampling.canvas import Canvas, read_canvas
-from lorakit.sampling.pictures import Request, draw, label
+from lorakit.sampling.pictures import Request, draw, label, too_few_steps
 
 log = logging.getLogger("lorakit")
 
@@ -64,6 +64,8 @@ def sample(
             with_mask = " with --mask" if needed == "inpaint" else ""
             raise InputError(f"{option}{with_mask}: the family {model.name} has no stock pipeline for it.")
     _check_sizes(wanted, model.drawing_multiple)
+    if wrong := too_few_steps("--steps", steps, least=model.process.least_steps):
+        raise InputError(wrong)
     if canvas is not None:
         wanted = [_over(request, canvas, model.drawing_multiple, strength, upscale) for request in wanted]
     for path, weight in adapters:

@@ -16,7 +16,7 @@ from lorakit.data.dataset import Dataset, Survey, survey
 from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
-from lorakit.verbs.class_pictures import said_of_missing, size_problems
+from lorakit.verbs.class_pictures import drawing_problems, said_of_missing
 
 
 def global_batch(recipe: Recipe) -> int:
@@ -35,7 +35,9 @@ def survey_recipe(recipe: Recipe) -> Survey:
     kept = recipe.objective.preservation
     problems += _class_texts(recipe)
     if description:
-        problems += size_problems(recipe, description.drawing_multiple)
+        problems += drawing_problems(
+            recipe, multiple=description.drawing_multiple, least_steps=description.process.least_steps
+        )
     with contextlib.closing(bar(unit="picture", label="reading")) as progress:
         found = survey(
             recipe.data,

@@ -30,6 +30,7 @@ from lorakit.export.files import DTYPES, read_file, unsuited
 from lorakit.families.protocol import Description, Family, guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
+from lorakit.sampling.pictures import too_few_steps
 from lorakit.training.caching import fill_cache
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.dry import DryReport, dry_step
@@ -283,6 +284,8 @@ def _unsuited(recipe: Recipe, model: Description) -> list[str]:
         for name, side in sides.items()
         if side is not None and side % model.drawing_multiple
     ]
+    if recipe.sample.prompts:
+        wrong += too_few_steps("sample.steps", recipe.sample.steps, least=model.process.least_steps)
     problem = recipe.run.format and unsuited(recipe.run.format, model.lora_prefixes)
     wrong += [f"run.format: {problem}"] if problem else []
     return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)

@@ -43,6 +43,7 @@ def test_what_is_in_no_block_keeps_its_name() -> None:
         ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight", False),
         ("unet.up_blocks.1.attentions.1.proj_in.lora_A.weight", False),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", False),
+        ("lora_unet_transformer_blocks_3_attn_to_q.lora_down.weight", False),
     ],
 )
 def test_one_telling_key_makes_an_adapter_one_of_sdxl(key: str, xl: bool) -> None:

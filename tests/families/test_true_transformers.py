@@ -21,12 +21,13 @@ from lorakit.families.protocol import Family
 
 RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
-CLASS = {"zimage": "ZImage", "lumina2": "Lumina2", "pixart": "PixArt"}
+CLASS = {"zimage": "ZImage", "lumina2": "Lumina2", "pixart": "PixArt", "qwenimage": "QwenImage"}
 PARAMETERS = {
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
     "lumina2": {"transformer": 2_609_769_152, "vae": 83_819_683, "text_encoder": 2_614_341_888},
     # PixArt-Σ at 1024 pixels, as its own tools/convert_pixart_to_diffusers.py makes it
     "pixart": {"transformer": 610_856_096, "vae": 83_653_863, "text_encoder": 4_762_310_656},
+    "qwenimage": {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656},
 }
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -63,7 +64,22 @@ def pixart() -> Iterator[tuple[str, int, int]]:
         yield f"{block}.ff.net.2", 4 * width, width
 
 
-LAYERS = {"zimage": list(zimage()), "lumina2": list(lumina2()), "pixart": list(pixart())}
+def qwenimage() -> Iterator[tuple[str, int, int]]:
+    width = 3072
+    text = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    for block in [f"transformer_blocks.{i}" for i in range(60)]:
+        yield from ((f"{block}.attn.{one}", width, width) for one in (*ATTENTION, *text))
+        for stream in ("img_mlp", "txt_mlp"):
+            yield f"{block}.{stream}.net.0.proj", width, 4 * width
+            yield f"{block}.{stream}.net.2", 4 * width, width
+
+
+LAYERS = {
+    "zimage": list(zimage()),
+    "lumina2": list(lumina2()),
+    "pixart": list(pixart()),
+    "qwenimage": list(qwenimage()),
+}
 
 
 @functools.cache
@@ -125,7 +141,7 @@ def test_diffusers_names_are_those_that_peft_gives_the_adapted_model(model: str)
     assert set(DIALECTS.module("diffusers").write(state, whole, {})[0]) == stock
 
 
-@pytest.mark.parametrize(("model", "pipeline"), [("zimage", "ZImagePipeline")])
+@pytest.mark.parametrize(("model", "pipeline"), [("qwenimage", "QwenImagePipeline"), ("zimage", "ZImagePipeline")])
 def test_every_layer_under_kohyas_name_is_found_by_the_stock_converter(model: str, pipeline: str) -> None:
     import diffusers
 
