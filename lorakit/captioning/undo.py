@@ -42,9 +42,9 @@ def finish(kept: Kept) -> None:
 
 
 def unfinished(folder: Path, *, made_by: str) -> Kept | None:
-    """What the newest that `made_by` began, and did not end, has kept."""
-    found = newest(folder)
-    return found if found and found.made_by == made_by and not found.finished else None
+    """What was kept when `made_by` began what it did not end, the last time."""
+    kept = (read(file) for file in sorted(folder.glob(_GLOB), reverse=True))
+    return next((found for found in kept if found.made_by == made_by and not found.finished), None)
 
 
 def newest(folder: Path) -> Kept | None:

@@ -14,7 +14,7 @@ import sys
 from lorakit.core.errors import InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
 
-VERBS = ("demo", "check", "caption", "cache", "train", "sample", "export", "convert", "merge", "inspect")
+VERBS = ("demo", "check", "caption", "captions", "cache", "train", "sample", "export", "convert", "merge", "inspect")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -72,6 +72,11 @@ def describe(name: str, path: str, **settings: Any) -> Description:
     return describe_settings(validate_settings({"family": name, "path": path, **settings}))
 
 
+def tokenizers(path: str) -> dict[str, Any]:
+    """The tokenizers of the model at `path` by component, without its weights. Raises InputError."""
+    return folders.tokenizers(folders.resolve(path, weights=False))
+
+
 def around(pipeline: Any) -> Names:
     """How adapter files call the layers of any stock pipeline's own components; nothing is loaded or changed.
 

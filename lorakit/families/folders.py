@@ -173,3 +173,15 @@ def fingerprint(*folders: Path) -> str:
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             digest.update(f"{folder.name}/{file.relative_to(folder)}:{sha256_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def tokenizers(folder: Path) -> dict[str, Any]:
+    """The tokenizers of a model folder, by component."""
+    from transformers import AutoTokenizer
+
+    entries = read_config(folder, "", "model_index.json").items()
+    kinds = {name: str(entry[1]) for name, entry in entries if isinstance(entry, list) and len(entry) == 2}
+    try:
+        return {name: AutoTokenizer.from_pretrained(folder / name) for name in kinds if "Tokenizer" in kinds[name]}
+    except Exception as error:  # of many kinds, by what is missing
+        raise InputError(f"{printable(folder)}: a tokenizer could not be read: {printable(error)}") from error
