@@ -300,11 +300,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=("sd", "sdxl", "sd3", "flux"), default="sd")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
+    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
     args = parser.parse_args(arguments)
     if args.out.exists() and any(args.out.iterdir()):
         sys.exit(f"error: {args.out} is in use: name a new folder")
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[args.dtype]
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
     make(args.out, model=args.model, size=args.size, seed=args.seed, dtype=dtype)
     total = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"wrote {args.out}, {total / 1e6:.1f} MB")
