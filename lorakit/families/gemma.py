@@ -48,10 +48,10 @@ def tiny(tokenizer: Any) -> Any:
             vocab_size=len(tokenizer),
             hidden_size=16,
             intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
+            num_hidden_layers=2,
+            num_attention_heads=1,
             num_key_value_heads=1,
-            head_dim=8,
-            query_pre_attn_scalar=8,
+            head_dim=16,
+            query_pre_attn_scalar=16,
         )
     )

@@ -14,8 +14,9 @@ def factor(folder: Path) -> int:
     """Pixels to a latent, along each side."""
     config = folders.read_config(folder, "vae")
     # one of films says of each halving whether it halves their time too (diffusers spells it so)
-    halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]
-    return 2 ** len(halvings)
+    if halvings := config.get("temperal_downsample"):
+        return 2 ** len(halvings)
+    return 2 ** (len(config.get("encoder_block_out_channels") or config["block_out_channels"]) - 1)
 
 
 def drawing_multiple(factor: int) -> int:

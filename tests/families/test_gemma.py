@@ -41,7 +41,7 @@ def test_a_layer_is_counted_from_the_last() -> None:
     ids = tokenizer("a", return_tensors="pt")
     output = encoder()(**ids, output_hidden_states=True)
     last, before = (gemma.encode(tokenizer, encoder(), ["a"], limit=2, layer=layer)[0] for layer in (-1, -2))
-    assert torch.equal(last, output.last_hidden_state) and torch.equal(before, output.hidden_states[2])
+    assert torch.equal(last, output.last_hidden_state) and torch.equal(before, output.hidden_states[1])
 
 
 def test_a_caption_is_counted_with_its_start() -> None:

@@ -131,6 +131,8 @@ def test_a_flow_is_asked_and_heard_as_by_the_stock_pipeline(
     monkeypatch.setattr(pipeline.vae, "decode", decode)
     told = getattr(family, "guidance", None)  # what some models are told; as in training, none is led away from
     prompts = [CAPTIONS[0], "a"]  # an empty one may stand for what is led away from: below
+    takes = inspect.signature(pipeline.__call__).parameters
+    asked = {"use_resolution_binning": False} if "use_resolution_binning" in takes else {}  # draw what is asked for
     drawn: list[Tensor] = []
 
     def draw() -> None:
@@ -142,6 +144,7 @@ def test_a_flow_is_asked_and_heard_as_by_the_stock_pipeline(
                 num_inference_steps=2,
                 generator=torch.Generator().manual_seed(0),
                 guidance_scale=0.0 if told is None else told,
+                **asked,
             )
         drawn.append(caught.value.args[0])
 
@@ -160,7 +163,7 @@ def test_a_flow_is_asked_and_heard_as_by_the_stock_pipeline(
         assert_same(own[name], stock[name], name)
     # encoding is the inverse of what the pipeline does before it decodes
     posterior = SimpleNamespace(mean=drawn[0], mode=lambda: drawn[0])
-    found = SimpleNamespace(latent_dist=posterior)
+    found = SimpleNamespace(latent_dist=posterior, latent=drawn[0])
     monkeypatch.setattr(family.components["vae"], "encode", lambda pixels: found)
     heard = family.encode_images(torch.zeros(2, 3, height, width))
     torch.testing.assert_close(said[0], heard, rtol=1e-4, atol=1e-5)

@@ -22,11 +22,16 @@ from lorakit.families.protocol import Family
 RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
 CLASS = {"zimage": "ZImage", "lumina2": "Lumina2", "pixart": "PixArt", "qwenimage": "QwenImage"}
+CLASS |= dict.fromkeys(("sana", "sana_600m", "sana15_4800m"), "Sana")
 PARAMETERS = {
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
     "lumina2": {"transformer": 2_609_769_152, "vae": 83_819_683, "text_encoder": 2_614_341_888},
     # PixArt-Σ at 1024 pixels, as its own tools/convert_pixart_to_diffusers.py makes it
     "pixart": {"transformer": 610_856_096, "vae": 83_653_863, "text_encoder": 4_762_310_656},
+    # as diffusers' scripts/convert_sana_to_diffusers.py and convert_dcae_to_diffusers.py make them
+    "sana": {"transformer": 1_604_462_752, "vae": 312_250_275, "text_encoder": 2_614_341_888},
+    "sana_600m": {"transformer": 591_747_872},
+    "sana15_4800m": {"transformer": 4_721_825_952},
     "qwenimage": {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656},
 }
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -74,11 +79,22 @@ def qwenimage() -> Iterator[tuple[str, int, int]]:
             yield f"{block}.{stream}.net.2", 4 * width, width
 
 
-LAYERS = {
+def sana(width: int, layers: int) -> Iterator[tuple[Any, ...]]:
+    hidden = 5 * width // 2
+    for block in [f"transformer_blocks.{i}" for i in range(layers)]:
+        yield from ((f"{block}.{n}.{one}", width, width) for n in ("attn1", "attn2") for one in ATTENTION)
+        yield f"{block}.ff.conv_inverted", width, 2 * hidden, 1, 1
+        yield f"{block}.ff.conv_point", hidden, width, 1, 1
+
+
+LAYERS: dict[str, list[tuple[Any, ...]]] = {
     "zimage": list(zimage()),
     "lumina2": list(lumina2()),
     "pixart": list(pixart()),
     "qwenimage": list(qwenimage()),
+    "sana": list(sana(2240, 20)),
+    "sana_600m": list(sana(1152, 28)),
+    "sana15_4800m": list(sana(2240, 60)),
 }
 
 
@@ -100,7 +116,7 @@ def parts(model: str) -> dict[str, nn.Module]:
 
 def family(model: str) -> Family:
     """The family with `parts` instead of what it would load."""
-    kind = getattr(FAMILIES.module(model), CLASS[model])
+    kind = getattr(FAMILIES.module(CLASS[model].lower()), CLASS[model])
     whole = object.__new__(kind)
     kind.__base__.__init__(whole, parts(model))
     return whole  # type: ignore[no-any-return]
@@ -126,9 +142,9 @@ def test_models_have_their_published_numbers_of_parameters(model: str) -> None:
 @pytest.mark.parametrize("model", CLASS)
 def test_the_layers_that_are_adapted_and_their_sizes_are_those_of_the_structure(model: str) -> None:
     expected = {}
-    for path, ins, outs in LAYERS[model]:
-        expected[f"transformer.{path}.lora_A.weight"] = (RANK, ins)
-        expected[f"transformer.{path}.lora_B.weight"] = (outs, RANK)
+    for path, ins, outs, *kernel in LAYERS[model]:
+        expected[f"transformer.{path}.lora_A.weight"] = (RANK, ins, *kernel)
+        expected[f"transformer.{path}.lora_B.weight"] = (outs, RANK, *kernel)
     assert {name: tuple(tensor.shape) for name, tensor in adapted(model).tensors.items()} == expected
 
 
