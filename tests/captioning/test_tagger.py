@@ -25,7 +25,7 @@ HAS_RUNTIME = importlib.util.find_spec("onnxruntime") is not None
 
 
 class Session:
-    """As onnxruntime's: scores that are the means of a picture's colours, in the order in which they are handed over."""
+    """As onnxruntime's: scores that are the means of a picture's colours, in the order in which they come."""
 
     def __init__(self, shape: tuple[Any, ...] = ("batch", 8, 8, 3), scores: int = 3) -> None:
         self.shape, self.scores, self.seen = shape, scores, []
