@@ -4,11 +4,12 @@ Qwen2-VL and Qwen2.5-VL, and others that take a picture in a chat.
 Here: loading it and letting it write. Not here: what it is asked (`prompts.py`) and where its folder is (`models.py`).
 """
 
+import contextlib
 import importlib.util
 import logging
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -154,8 +155,12 @@ class Vlm:
         self._model, self._processor, self._settings, self._manner = model, processor, settings, manner
         self.batch_size = settings.batch_size
         styles: list[str] = [*settings.styles] or ([] if settings.prompts else [DEFAULT])
-        prompts = settings.prompts + [manner.styles[style].format(trigger=settings.trigger) for style in styles]
-        self._prompts = [prompt for prompt in prompts for _ in range(settings.captions)]
+        asked = [(prompt, one_line) for prompt in settings.prompts]
+        asked += [
+            (manner.styles[style].format(trigger=settings.trigger), _tags if style == "tags" else one_line)
+            for style in styles
+        ]
+        self._asked = [each for each in asked for _ in range(settings.captions)]
 
     def __call__(self, pictures: Sequence[Picture]) -> list[tuple[str, ...] | ValueError]:
         names = [picture.name for picture in pictures]
@@ -163,11 +168,18 @@ class Vlm:
 
     def _written(self, images: list[Image.Image], names: Sequence[str]) -> list[tuple[str, ...]]:
         answers = []
-        for number, prompt in enumerate(self._prompts):
-            with torch.random.fork_rng(enabled=self._settings.temperature > 0):
-                torch.manual_seed(hashed("caption", self._settings.seed, number, *names))
-                answers.append(self._answers(images, prompt))
+        for number, (prompt, read) in enumerate(self._asked):
+            with self._seeded(number, *names) if self._settings.temperature else contextlib.nullcontext():
+                answers.append([read(text) for text in self._answers(images, prompt)])
         return list(zip(*answers))
+
+    @contextlib.contextmanager
+    def _seeded(self, *of: object) -> Iterator[None]:
+        """Within it, torch's own generators draw what follows from the seed and `of`; afterwards they are as before."""
+        device = self._model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(hashed("caption", self._settings.seed, *of))
+            yield
 
     @torch.inference_mode()
     def _answers(self, images: list[Image.Image], prompt: str) -> list[str]:
@@ -265,6 +277,12 @@ def _new(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
         if length and tokens.shape[1] >= length and torch.equal(tokens[:, :length], asked):
             return tokens[:, length:]
     return tokens
+
+
+def _tags(text: str) -> str:
+    """A list of tags as it was asked for, whatever list was answered: with commas between, each once."""
+    plain = (re.sub(r"^\s*([-*•]|\d+[.)])\s*", "", part).strip(" .\t").lower() for part in re.split(r"[,;\n]", text))
+    return ", ".join(dict.fromkeys(tag for tag in plain if tag))
 
 
 def _names(text: str, tokenizer: Any) -> str:

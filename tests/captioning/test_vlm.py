@@ -112,6 +112,7 @@ def test_drawn_words_differ_and_follow_from_the_seed(tiny_model: Tiny) -> None:
     folder, how = tiny_model("qwen2_vl"), {"captions": 2, "temperature": 1.5}
     first, second = writer(folder, **how)(PICTURES[:1])[0]
     before = torch.random.get_rng_state()
+    writer(folder)(PICTURES[:1])
     assert first != second and writer(folder, **how)(PICTURES[:1])[0] == (first, second)
     assert torch.equal(before, torch.random.get_rng_state()), "nobody else's numbers are drawn"
     assert writer(folder, seed=1, **how)(PICTURES[:1])[0][0] != first
@@ -143,6 +144,18 @@ def test_names_of_what_florence_finds() -> None:
 
     assert vlm._names("</s><s>dog<loc_1><loc_2>red ball<loc_2><loc_2>dog<loc_1></s>", Tokenizer()) == "dog, red ball"
     assert one_line(vlm._names("</s><s>a dog</s>", Tokenizer())) == "a dog"
+
+
+@pytest.mark.parametrize(
+    ("answer", "tags"),
+    [
+        ("Dog, red ball, dog.", "dog, red ball"),
+        ("1. dog\n2. 3 balls\n", "dog, 3 balls"),
+        ("- Dog\n- grass; sky\n\n* 1girl", "dog, grass, sky, 1girl"),
+    ],
+)
+def test_a_list_of_tags_is_read_whatever_its_form(answer: str, tags: str) -> None:
+    assert vlm._tags(answer) == tags
 
 
 def test_what_a_model_cannot_do_is_told(tiny_model: Tiny) -> None:
