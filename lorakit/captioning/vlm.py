@@ -27,6 +27,7 @@ from lorakit.core.seeding import hashed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOADED: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()  # two writers may share one
+_OURS = {"trust_remote_code": False}  # said, or a model that brings code would have it asked for on the terminal
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _PLACE = re.compile(r"<loc_\d+>")
 
@@ -218,7 +219,7 @@ def _model(folder: Path, settings: Settings, device: Any) -> tuple[Any, Mapping[
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     dtype = _dtype(settings.dtype)
-    how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    how: dict[str, Any] = {**_OURS, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if settings.quantize == "4bit":
         how["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
     elif settings.quantize == "8bit":
@@ -251,18 +252,17 @@ def _processor(folder: Path) -> Any:
     model_type = str(read_config(folder).get("model_type"))
     # SmolVLM's is Idefics3's for pictures, and cannot be made without a package that spells out numbers of frames
     smolvlm = model_type == "smolvlm"
-    kind: Any = getattr(
-        transformers, "Idefics3Processor" if smolvlm else PROCESSOR_MAPPING_NAMES.get(model_type, ""), None
-    )
+    name = "Idefics3Processor" if smolvlm else PROCESSOR_MAPPING_NAMES.get(model_type)
+    kind: Any = getattr(transformers, str(name), None)
     if kind is None or not (smolvlm or "video_processor" in kind.get_attributes()):
-        return transformers.AutoProcessor.from_pretrained(folder)
+        return transformers.AutoProcessor.from_pretrained(folder, **_OURS)
 
     class OfPictures(kind):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
 
-    return OfPictures.from_pretrained(folder)
+    return OfPictures.from_pretrained(folder, **_OURS)
 
 
 def _new(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
