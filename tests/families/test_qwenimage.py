@@ -71,6 +71,16 @@ def test_a_tokenizer_that_pads_on_the_left_moves_no_caption() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_lower_limit_cuts_captions_in_training_and_in_drawing_alike() -> None:
+    whole = qwenimage.tiny()
+    family = families.load("qwenimage", str(whole.path), max_sequence_length=3)
+    pipeline = family.live_pipeline()
+    own, stock = family.encode_text(["a dog"])["states"], pipeline.encode_prompt("a dog")[0]
+    assert own.shape[1] == 3 and torch.allclose(own, stock, atol=1e-6)
+    assert whole.fingerprint("text_encoder") != family.fingerprint("text_encoder")
+    assert whole.fingerprint("vae") == family.fingerprint("vae")
+
+
 def test_a_mask_goes_with_captions_of_several_lengths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     family = qwenimage.tiny()
     masks: list[Any] = []
