@@ -40,9 +40,9 @@ TEMPLATE = (
 BEFORE = 34  # tokens of that before the caption, whose states the transformer never sees
 _BLOCK = r"transformer_blocks[._]\d+[._](attn[._]|(img|txt)_(mlp[._]net[._]|mod[._]1))"
 _OUTSIDE = r"img_in|txt_in|norm_out[._]linear|proj_out|time_text_embed[._]timestep_embedder"
-_KEY = re.compile(rf"(transformer\.|lora_unet_)({_BLOCK}|{_OUTSIDE})")
-# attention of Stable Diffusion 3 has the same names, in its own layout alone and in 38 blocks at most
-_OWN = re.compile(r"lora_unet_|(img|txt)_(mlp|mod|in)\b|transformer_blocks\.(3[89]|[4-9]\d)\.")
+_KEY = re.compile(rf"(transformer\.|diffusion_model\.|lora_unet_)({_BLOCK}|{_OUTSIDE})")
+# attention of Stable Diffusion 3 has the same names, in diffusers' layout alone and in 38 blocks at most
+_OWN = re.compile(r"lora_unet_|diffusion_model\.|(img|txt)_(mlp|mod|in)\b|transformer_blocks\.(3[89]|[4-9]\d)\.")
 
 
 class Settings(source.Settings):

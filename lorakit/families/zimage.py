@@ -31,7 +31,8 @@ TOKENS = 512  # of a caption and what it is wrapped in: max_sequence_length of t
 PATCH = 2  # the one patch that the stock pipeline draws with
 # Lumina 2 has blocks of the same names, with `attn` and `feed_forward.linear_1` in them
 _BLOCK = r"(layers|(noise|context)_refiner)[._]\d+[._](attention[._](to|norm)_|adaLN_modulation|feed_forward[._]w\d)"
-_KEY = re.compile(rf"(transformer\.|lora_unet_)({_BLOCK}|all_(x_embedder|final_layer)|(t|cap)_embedder)")
+_OUTSIDE = r"all_(x_embedder|final_layer)|(t|cap)_embedder"
+_KEY = re.compile(rf"(transformer\.|diffusion_model\.|lora_unet_)({_BLOCK}|{_OUTSIDE})")
 
 
 class Settings(source.Settings):

@@ -19,6 +19,7 @@ from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
 from lorakit.export import DIALECTS, read_adapter
+from lorakit.export.fused import fuse
 from lorakit.export.verify import write_verified
 
 NAMES = families.FAMILIES.names()
@@ -350,6 +351,24 @@ def test_a_trained_adapter_is_written_and_read_back(family: families.Family, tmp
     format = family.default_format if format == "default" else format
     report = write_verified(state, tmp_path / "a.safetensors", family=family, format=format)
     assert report.modules == len(state.layers())
+
+
+def test_a_file_for_comfyui_is_read(family: families.Family, tmp_path: Path) -> None:
+    parts = {family.backbone: adapt(family)[family.backbone]}
+    for name, parameter in trainable_parameters(parts).items():
+        if name.endswith("lora_B.weight"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    state = adapter_state(parts)
+    tensors: dict[str, Tensor] = {}
+    for name, alpha in (whole := fuse(state, family)).alphas.items():
+        component, _, path = name.partition(".")
+        base = f"diffusion_model.{path if name in family.fused else family.original_name(component, path)}"
+        tensors |= {f"{base}.{end}": whole.tensors[f"{name}.{end}"] for end in ("lora_A.weight", "lora_B.weight")}
+        tensors[f"{base}.alpha"] = torch.tensor(alpha)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    read = read_adapter(tmp_path / "a.safetensors", family=family)
+    assert read.alphas == state.alphas and read.tensors.keys() == state.tensors.keys()
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in state.tensors.items())
 
 
 def test_a_format_without_names_for_its_layers_is_refused(family: families.Family, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lorakit import families
 from lorakit.adapters import AdapterState
@@ -15,8 +16,9 @@ from lorakit.adapters.state import FIRST, SECOND, factor_shapes
 from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
+from lorakit.export import read_adapter
 from lorakit.export.keymap import family_layers
-from lorakit.export.verify import write_verified
+from lorakit.export.verify import verify_adapter, write_verified
 from lorakit.families import qwenimage, sd
 from lorakit.recipe import build
 from lorakit.sampling.pictures import Request
@@ -179,6 +181,20 @@ def test_every_layer_is_loaded_back_by_the_stock_pipeline(tmp_path: Path, format
     report = write_verified(state, tmp_path / "a.safetensors", family=family, format=format)
     assert (report.modules, report.reader) == (len(layers), "stock pipeline")
     assert families.recognised(state.tensors) == ["qwenimage"]
+
+
+def test_a_file_for_comfyui_is_read_as_the_stock_pipeline_reads_it(tmp_path: Path) -> None:
+    family, draw = qwenimage.tiny(), torch.Generator().manual_seed(0)
+    tensors = {}
+    for path, layer in family_layers(family)["transformer"].items():
+        for ending, shape in zip((FIRST, SECOND), factor_shapes(layer, 2), strict=True):
+            tensors[f"diffusion_model.{path}{ending}"] = 0.1 * torch.randn(shape, generator=draw)
+        tensors[f"diffusion_model.{path}.alpha"] = torch.tensor(1.0)
+    assert families.recognised(tensors) == ["qwenimage"]
+    save_file(tensors, tmp_path / "a.safetensors")
+    state = read_adapter(tmp_path / "a.safetensors", family=family)
+    _, reader = verify_adapter(state, tmp_path / "a.safetensors", family=family, format="diffusers")
+    assert reader == "stock pipeline"
 
 
 def test_an_adapter_of_attention_alone_is_told_from_one_of_stable_diffusion_3_by_its_many_blocks() -> None:

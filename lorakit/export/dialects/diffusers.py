@@ -2,6 +2,8 @@
 
 The backbone is spelled by its modules' paths, text encoders as published (the stock loader takes both there, other
 programs only that). Without `lora_adapter_metadata`, diffusers takes every alpha for the rank.
+
+Files for ComfyUI, which spell the backbone `diffusion_model.<published name>`, are read as well.
 """
 
 import json
@@ -13,6 +15,7 @@ from torch import Tensor
 from lorakit.adapters import AdapterState
 from lorakit.adapters.state import METADATA_KEY
 from lorakit.export.alphas import ENTRY, entry_alpha
+from lorakit.export.fused import split
 from lorakit.export.keymap import KeyMap, family_layers, foreign_tensors, read_pairs
 from lorakit.export.peft_config import config_of
 from lorakit.families.protocol import Names
@@ -22,6 +25,7 @@ READER = "stock pipeline"
 PREFIXED = False
 KINDS = ("lora",)
 CONFIGURED = ENTRY
+COMFYUI = "diffusion_model."
 # some programs write alphas beside; they are read, and never written: diffusers would refuse the file
 ENDINGS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight", "alpha": "alpha"}
 
@@ -33,12 +37,15 @@ def recognises(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
 
 
 def keymap(family: Names) -> KeyMap:
-    bases, also = {}, {}
+    bases: dict[str, str] = {}
+    also = {COMFYUI + whole.partition(".")[2]: whole for whole in family.fused}
     for component, layers in family_layers(family).items():
         for path in layers:
             layer = f"{component}.{path}"
             bases[layer] = layer if component == family.backbone else _published(family, component, path)
             also[layer] = layer
+            if component == family.backbone:
+                also[COMFYUI + family.original_name(component, path)] = layer
     return KeyMap(bases, ENDINGS, also)
 
 
@@ -69,4 +76,5 @@ def read(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Names, *, assume_alpha: float | None = None
 ) -> AdapterState:
     """The inverse of `write`; see `keymap.read_pairs` for what it refuses."""
-    return read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)
+    state = read_pairs(sys.modules[__name__], tensors, metadata, family, assume_alpha=assume_alpha)
+    return split(state, family)
