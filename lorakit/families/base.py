@@ -73,3 +73,11 @@ def pipeline(family: Any, task: str, **parts: Any) -> Any:
     made = getattr(diffusers, family.pipelines[task])(**{**family.components, **parts}, scheduler=scheduler)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def drawing_as_asked(pipeline: Any, side: int) -> Any:
+    """`pipeline`, which now draws at the size asked for, else at `side`, and not at the nearest of those it knows."""
+    processor = pipeline.image_processor
+    processor.classify_height_width_bin = lambda height, width, ratios: (height or side, width or side)
+    processor.resize_and_crop_tensor = lambda picture, width, height: picture
+    return pipeline

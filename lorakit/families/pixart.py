@@ -116,11 +116,7 @@ class Names(base.Names):
 
 
 class PixArt(Names, base.Frozen):
-    """The family `pixart`; see `protocol.Family`.
-
-    Its stock pipeline draws at the nearest of the sizes that the model was trained at, and then scales and cuts what it
-    has drawn to the size that was asked for.
-    """
+    """The family `pixart`; see `protocol.Family`."""
 
     # every linear layer of the blocks
     default_targets = {"transformer": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")}
@@ -167,7 +163,8 @@ class PixArt(Names, base.Frozen):
         return said[:, : x_t.shape[1]]  # behind it, where there is more, the variance
 
     def live_pipeline(self, task: str = "text") -> Any:
-        pipeline = base.pipeline(self, task, tokenizer=self.tokenizer)
+        side = self.factor * self.transformer.config.sample_size
+        pipeline = base.drawing_as_asked(base.pipeline(self, task, tokenizer=self.tokenizer), side)
         return t5.with_limit(pipeline, self.token_limit, clean_caption=_cleans())  # asked to and unable, it complains
 
     def guided(self, scale: float, negative_prompt: str) -> dict[str, Any]:

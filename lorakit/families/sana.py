@@ -169,13 +169,9 @@ class Sana(Names, base.Frozen):
         ).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        """The stock pipeline draws at the nearest of the sizes that it knows and enlarges that, and takes 1024 pixels
-        where none are said; this one draws what was asked for, else at the model's own size."""
-        pipeline = base.pipeline(self, task, tokenizer=self.tokenizer)
-        processor, side = pipeline.image_processor, self.factor * self.transformer.config.sample_size
-        processor.classify_height_width_bin = lambda height, width, ratios: (height or side, width or side)
-        processor.resize_and_crop_tensor = lambda picture, width, height: picture
-        return pipeline
+        """Where no size is said the stock pipeline takes 1024 pixels; this one the model's own."""
+        side = self.factor * self.transformer.config.sample_size
+        return base.drawing_as_asked(base.pipeline(self, task, tokenizer=self.tokenizer), side)
 
     def guided(self, scale: float, negative_prompt: str) -> dict[str, Any]:
         """The stock pipeline takes no None for a negative prompt."""
