@@ -32,6 +32,11 @@ _KNOWN = {
         # in every one of several processes, whether anybody asked for layers to be shared out or not
         r"The following layers were not sharded:",
     ],
+    "transformers.modeling_utils": [
+        # a language model that reads captions is loaded without the head by which it would answer, and nothing else is
+        r"(\x1b\[\d*m)*\w+ LOAD REPORT(\x1b\[\d*m)* from: [^\n]*\nKey[^\n]*\n[^\n]*\nlm_head\.weight\b[^\n]*UNEXPECTED"
+        r"[^\n]*\n\nNotes:",
+    ],
     "transformers.tokenization_utils_base": [
         # said whenever tokens are counted; what is cut off a caption, lorakit and the stock pipeline say themselves
         r"Token indices sequence length is longer than the specified maximum sequence length for this model",

@@ -102,8 +102,9 @@ class RectifiedFlow:
         self.least_steps = 2 if shift_terminal else 1  # the first time is 1, the last one another
 
     @classmethod
-    def from_scheduler_config(cls, config: dict) -> "RectifiedFlow":
-        """The process that a diffusers scheduler's configuration (its JSON as a dict) describes.
+    def from_scheduler_config(cls, config: dict, *, patch: int = 2) -> "RectifiedFlow":
+        """The process that a diffusers scheduler's configuration (its JSON as a dict) describes, for `DynamicShift`'s
+        `patch`.
 
         Reads flow-match schedulers, and others with `use_flow_sigmas`. Raises ValueError for what is no flow's, and for
         every setting that would change the sampling and that is not here.
@@ -126,6 +127,7 @@ class RectifiedFlow:
                 config.get("base_shift", 0.5),
                 config.get("max_shift", 1.15),
                 config.get("time_shift_type", "exponential"),
+                patch,
             )
         # beside a dynamic shift the constant one stands in configurations without a meaning
         shift = 1.0 if dynamic else config.get("flow_shift" if other else "shift", 1.0)

@@ -160,7 +160,7 @@ def _copy_rest(folder: Path, aside: Path, parts: Mapping[str, Stored | None]) ->
         files += [
             path
             for path in sorted((folder / part).iterdir())
-            if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+            if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.name.endswith(".index.json")
         ]
     for file in files:
         target = aside / file.relative_to(folder)

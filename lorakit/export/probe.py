@@ -57,7 +57,7 @@ def record_drawing(pipeline: Any, names: Names) -> Calls:
     side = 8 * pipeline.vae_scale_factor
     with _listening(stock_components(pipeline, names)) as calls:
         pipeline(
-            list(CAPTIONS),
+            prompt=list(CAPTIONS),
             height=side,
             width=side,
             num_inference_steps=2,

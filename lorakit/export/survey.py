@@ -98,7 +98,7 @@ def inspect_adapter(path: Path | str) -> Survey:
     found = list(digests(file).values())
     return Survey(
         format=file.format,
-        families=families.recognised(key.replace("/base_model.model.", ".") for key in file.tensors),
+        families=families.recognised({k.replace("/base_model.model.", "."): x for k, x in file.tensors.items()}),
         kind="lora" if other is None else "other",
         dtype=dtype_name(file.dtype),
         modules=len(layers),

@@ -25,7 +25,7 @@ from lorakit.export.dialects import DIALECTS
 from lorakit.export.digests import path_digest
 from lorakit.export.files import dtype_name, read_adapter, readable, write_adapter
 from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Family, stock_reads
 
 # how far predictions may differ, relative to the largest: of the file from the very numbers that are in it …
 TOLERANCE = 1e-6
@@ -119,7 +119,7 @@ def verify_adapter(
         pipeline = family.stock_pipeline()
         components = stock_components(pipeline, family)
         reader = DIALECTS.module(format).READER
-        can_load = hasattr(pipeline, "load_lora_weights") and format in family.stock_formats
+        can_load = hasattr(pipeline, "load_lora_weights") and stock_reads(family, format, state.layers())
         if reader == "stock pipeline" and not can_load:
             reader = "lorakit"
         try:

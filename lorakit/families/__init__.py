@@ -3,12 +3,15 @@
 A family's module defines `PIPELINES` (the stock pipelines whose folders it reads), `Settings`, `load(settings) ->
 Family`, `describe(settings) -> Description` (from its configurations and tokenizers alone), `around(components) ->
 Names | None` (a stock pipeline's, where they are of this family), `recognises(keys)` (whether an adapter file is for
-it) and `tiny() -> Family` (small, random weights: it gets every family test).
+it), where names alone do not tell, `fits(tensors)` (whether by its sizes too), and `tiny() -> Family` (small, random
+weights: it gets every family test).
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
@@ -100,10 +103,11 @@ def load_single_file(file: Path, config: str) -> Any:
     return folders.load_single_file(file, folders.resolve(config, weights=False))
 
 
-def recognised(keys: Iterable[str]) -> list[str]:
-    """The families that an adapter file with these keys may be for."""
-    keys = list(keys)
-    return [name for name in FAMILIES.names() if FAMILIES.module(name).recognises(keys)]
+def recognised(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The families that an adapter file with these tensors may be for."""
+    modules = {name: FAMILIES.module(name) for name in FAMILIES.names()}
+    found = {name: module for name, module in modules.items() if module.recognises(tensors)}
+    return [name for name, module in found.items() if not hasattr(module, "fits") or module.fits(tensors)]
 
 
 def folder_of(path: str) -> Path:

@@ -1,11 +1,14 @@
-"""Names of FLUX's layers in Black Forest Labs' own layout, which kohya's files for FLUX and Chroma use.
+"""Names of FLUX's layers in Black Forest Labs' own layout, which kohya's files for FLUX, Chroma and FLUX.2 use.
 
-Queries, keys and values are one layer there, and in blocks of a single stream what comes before the feed-forward too.
+Queries, keys and values are one layer there, and in FLUX.1's blocks of a single stream what comes before the
+feed-forward too; in FLUX.2's these are one layer here as well. Its blocks share their modulation.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 # the linear layers of its blocks beside attention, whose names here are other models' too
 TARGETS = (
@@ -17,6 +20,9 @@ TARGETS = (
     "single_transformer_blocks.*.proj_out",
 )
 MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear")
+TARGETS_2 = ("linear_in", "linear_out", "to_qkv_mlp_proj", "attn.to_out")  # the same of FLUX.2's blocks
+# layers of FLUX.2 that diffusers leaves out when it reads kohya's files
+UNREAD_2 = ("_stream_modulation", "norm_out.", "guidance_embedder.")
 WIDTH = 3072  # that of the published models, which diffusers' reader of kohya's files has built in
 
 _OUTSIDE = {
@@ -25,6 +31,11 @@ _OUTSIDE = {
     "time_text_embed.timestep_embedder": "time_in",
     "time_text_embed.text_embedder": "vector_in",
     "time_text_embed.guidance_embedder": "guidance_in",
+    "time_guidance_embed.timestep_embedder": "time_in",
+    "time_guidance_embed.guidance_embedder": "guidance_in",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
     "proj_out": "final_layer.linear",
 }
 _INSIDE = {
@@ -40,6 +51,12 @@ _INSIDE = {
     "norm1_context.linear": "txt_mod.lin",
     "proj_out": "linear2",
     "norm.linear": "modulation.lin",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
 }
 _DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -47,6 +64,16 @@ _DOUBLE = {
 }
 _SINGLE = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
 _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.")
+# what one generation's adapters have and the other's have not
+_OWN = {
+    1: re.compile(
+        r"proj_mlp|\.net\.|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_out)\b|\bnorm(1|1_context)?\.linear"
+        r"|_mod_lin|_\d+_modulation_lin|time_text_embed|distilled_guidance|(lora_te|text_encoder)"
+    ),
+    2: re.compile(r"to_qkv_mlp_proj|\.linear_(in|out)|attn\.to_out\.lora|_stream_modulation|time_guidance_embed"),
+}
+# layers whose numbers out for one in are the generation's: attention and feed-forward, and feed-forward alone
+_WIDENING = {"_linear1": {7: 1, 9: 2}, "_mlp_0": {4: 1, 6: 2}}
 
 
 def published_name(path: str) -> str:
@@ -68,9 +95,11 @@ def published_name(path: str) -> str:
 def fused(transformer: Any, component: str) -> dict[str, tuple[str, ...]]:
     """The layers there that are several here; see `protocol.Names.fused`."""
     found = {}
+    single = transformer.single_transformer_blocks
+    together = bool(single) and hasattr(single[0].attn, "to_qkv_mlp_proj")
     for there, here, count, groups in (
         ("double_blocks", "transformer_blocks", transformer.config.num_layers, _DOUBLE),
-        ("single_blocks", "single_transformer_blocks", transformer.config.num_single_layers, _SINGLE),
+        ("single_blocks", "single_transformer_blocks", len(single), {} if together else _SINGLE),
     ):
         for i in range(count):
             for whole, parts in groups.items():
@@ -78,11 +107,26 @@ def fused(transformer: Any, component: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def has_blocks(keys: Iterable[str]) -> bool:
-    """Whether some key is of a block as only these models have them."""
+def has_blocks(keys: Iterable[str], *, generation: int = 1) -> bool:
+    """Whether some key is of a block as only these models have them, and none of a layer of another generation's.
+
+    In kohya's layout the blocks of FLUX.2 and Chroma have the same names: see `generation`.
+    """
+    keys = list(keys)
     return any(
         "single_transformer_blocks." in key or "single_blocks_" in key or "double_blocks_" in key for key in keys
-    )
+    ) and not any(_OWN[3 - generation].search(key) for key in keys)
+
+
+def generation(tensors: Mapping[str, Tensor]) -> int | None:
+    """1 or 2 by the sizes of an adapter in kohya's layout: the feed-forward of FLUX.2 is gated. None: both may be."""
+    for key, down in tensors.items():
+        layer, found, _ = key.partition(".lora_down.weight")
+        sizes = next((sizes for ending, sizes in _WIDENING.items() if layer.endswith(ending)), None)
+        up = tensors.get(f"{layer}.lora_up.weight")
+        if found and sizes and up is not None and down.ndim == up.ndim == 2:
+            return sizes.get(up.shape[0] // down.shape[1])
+    return None
 
 
 def stock_formats(transformer: Any) -> tuple[str, ...]:

@@ -185,6 +185,11 @@ def _masked_when_checkpointed(transformer: Any, mask: Tensor) -> Iterator[None]:
         transformer._gradient_checkpointing_func = checkpoint
 
 
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the sizes of an adapter that is recognised may be of this family."""
+    return bfl.generation(tensors) != 2
+
+
 @functools.cache
 def tiny() -> Chroma:
     """A random instance that runs in milliseconds, with two blocks of each kind; VAE factor 4."""

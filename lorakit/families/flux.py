@@ -178,6 +178,11 @@ def recognises(keys: Iterable[str]) -> bool:
     return bfl.has_blocks(keys) and all(_KEY.match(key) for key in keys) and not other
 
 
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the sizes of an adapter that is recognised may be of this family."""
+    return bfl.generation(tensors) != 2
+
+
 @functools.cache
 def tiny() -> Flux:
     """A random dev that runs in milliseconds, with a block of each kind; VAE factor 4, 16 tokens of CLIP."""

@@ -1,6 +1,6 @@
 """What the rest of the house asks of a model family."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -141,6 +141,15 @@ def guided(family: Family) -> Callable[[float, str], Mapping[str, Any]]:
     InputError for what they have no words for.
     """
     return getattr(family, "guided", classifier_free)
+
+
+def stock_reads(family: Family, format: str, layers: Iterable[str]) -> bool:
+    """Whether a family's stock pipeline loads an adapter of `layers` in `format`, and leaves none of them out.
+
+    Families whose loader leaves some out have `unread`, words that these have in their names, by format.
+    """
+    unread: tuple[str, ...] = getattr(family, "unread", {}).get(format, ())
+    return format in family.stock_formats and not any(word in layer for layer in layers for word in unread)
 
 
 def classifier_free(scale: float, negative_prompt: str) -> dict[str, Any]:

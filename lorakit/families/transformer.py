@@ -16,9 +16,12 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 P = TypeVar("P", GaussianDiffusion, RectifiedFlow)
 
 
-def process(model: Source) -> RectifiedFlow:
-    """The flow that the scheduler of the `model` describes; InputError where it describes none."""
-    return _of_scheduler(model, RectifiedFlow)
+def process(model: Source, *, patch: int = 2) -> RectifiedFlow:
+    """The flow that the scheduler of the `model` describes; InputError where it describes none.
+
+    Its transformer takes latents in patches of `patch` × `patch`.
+    """
+    return _of_scheduler(model, RectifiedFlow, patch=patch)
 
 
 def gaussian(model: Source) -> GaussianDiffusion:
@@ -26,9 +29,9 @@ def gaussian(model: Source) -> GaussianDiffusion:
     return _of_scheduler(model, GaussianDiffusion)
 
 
-def _of_scheduler(model: Source, kind: type[P]) -> P:
+def _of_scheduler(model: Source, kind: type[P], **more: Any) -> P:
     try:
-        return kind.from_scheduler_config(model.config("scheduler", base.SCHEDULER))
+        return kind.from_scheduler_config(model.config("scheduler", base.SCHEDULER), **more)
     except ValueError as error:
         raise InputError(f"{printable(model.folder / 'scheduler' / base.SCHEDULER)}: {error}.") from None
 
@@ -55,7 +58,7 @@ def describe(
         side_multiple=factor * patch,
         drawing_multiple=factor * patch,
         resolution=resolution,
-        process=own_process or process(model),
+        process=own_process or process(model, patch=patch),
         token_limit=token_limit,
         count_tokens=count_tokens,
         backbone=family.backbone,

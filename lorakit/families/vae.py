@@ -51,17 +51,17 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     return (z - mean) * config.get("scaling_factor", 1.0) / std
 
 
-def tiny(*, levels: int = 3, **more: Any) -> Any:
-    """A random one of factor 2^(levels - 1), with `more` of its configuration."""
+def tiny(kind: Any = None, *, levels: int = 3, **more: Any) -> Any:
+    """A random one of factor 2^(levels - 1), with `more` of its configuration; `kind` as in `load`."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    return (kind or AutoencoderKL)(
         block_out_channels=(*(8,) * (levels - 1), 16),
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=32,
-        scaling_factor=0.7,
+        **({} if kind else {"scaling_factor": 0.7}),
         **more,
     )

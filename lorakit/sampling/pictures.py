@@ -98,7 +98,7 @@ def draw(
     for request in wanted:
         go_on()
         result = pipeline(
-            request.prompt,
+            prompt=request.prompt,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(request.seed),
             **guided(guidance, request.negative_prompt),

@@ -296,9 +296,9 @@ def _prepared(
 ) -> tuple[Trainee, Loader]:
     """The model with its adapters, and what feeds it, from a filled cache."""
     family = families.load_settings(recipe.model)
+    family.to(runtime.device, DTYPES[recipe.run.precision])
     if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
         guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
-    family.to(runtime.device, DTYPES[recipe.run.precision])
     adapted = components_to_adapt(recipe, family)
     inject_adapters(recipe, family, adapted)
     interrupt.check()

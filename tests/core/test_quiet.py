@@ -19,6 +19,11 @@ SILENCED = [
         "\x1b[1mCLIPTextModel LOAD REPORT\x1b[0m from: None\nKey | Status |\nfinal_layer_norm.bias | MISSING |",
     ),
     (
+        "transformers.modeling_utils",
+        "[transformers] \x1b[1mQwen3Model LOAD REPORT\x1b[0m from: base/te\nKey            | Status     |  | \n"
+        "---------------+---------\nlm_head.weight | \x1b[38;5;208mUNEXPECTED\x1b[0m |  | \n\nNotes:\n- UNEXPECTED:",
+    ),
+    (
         "diffusers.models.modeling_utils",
         "There are modules in UNet2DConditionModel that should be kept in float32: []. Casting directly with `to()` …",
     ),
@@ -37,6 +42,11 @@ KEPT = [
     (
         "transformers.integrations.peft",
         "\x1b[1mCLIPTextModel LOAD REPORT\x1b[0m from: base/te\nKey | Status |\nfinal_layer_norm.bias | MISSING |",
+    ),
+    (
+        "transformers.modeling_utils",
+        "Qwen3Model LOAD REPORT from: base/te\nKey | Status |\n---+---\nlm_head.weight | UNEXPECTED |\n"
+        "norm.weight | MISSING |\n\nNotes:",
     ),
     (
         "transformers.integrations.peft",

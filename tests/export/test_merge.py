@@ -59,6 +59,14 @@ def test_merged_is_base_and_adapters(tmp_path, two, dtype, tolerance: float) -> 
         assert "_name_or_path" not in json.loads(file.read_text())
 
 
+def test_a_tokenizer_keeps_its_template(tmp_path) -> None:
+    (tmp_path / "base" / "tokenizer").mkdir(parents=True)
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"):
+        (tmp_path / "base" / name).write_text("{}")
+    merge._copy_rest(tmp_path / "base", tmp_path / "merged", {"tokenizer": None})
+    assert {path.name for path in (tmp_path / "merged" / "tokenizer").iterdir()} >= {"chat_template.jinja"}
+
+
 def test_a_fault_in_the_folding_is_seen_and_nothing_is_left(tmp_path, two, monkeypatch) -> None:
     honest = merge.folded
     monkeypatch.setattr(merge, "folded", lambda weight, states, layer: 1.001 * honest(weight, states, layer))

@@ -27,7 +27,7 @@ def transformer(name: str) -> Any:
         return getattr(diffusers, name)(num_layers=2, num_single_layers=2, **more)
 
 
-@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "ChromaTransformer2DModel"])
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "ChromaTransformer2DModel", "Flux2Transformer2DModel"])
 def test_an_original_checkpoint_with_our_names_is_converted_to_ours(name: str) -> None:
     from diffusers.loaders import single_file_utils
 

@@ -23,6 +23,7 @@ RANK = 2
 SHAPES = Path(__file__).parent / "shapes"
 CLASS = {"zimage": "ZImage", "lumina2": "Lumina2", "pixart": "PixArt", "qwenimage": "QwenImage"}
 CLASS |= dict.fromkeys(("sana", "sana_600m", "sana15_4800m"), "Sana")
+CLASS |= dict.fromkeys(("flux2_klein_4b", "flux2_klein_9b"), "Flux2")
 PARAMETERS = {
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
     "lumina2": {"transformer": 2_609_769_152, "vae": 83_819_683, "text_encoder": 2_614_341_888},
@@ -33,6 +34,8 @@ PARAMETERS = {
     "sana_600m": {"transformer": 591_747_872},
     "sana15_4800m": {"transformer": 4_721_825_952},
     "qwenimage": {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656},
+    "flux2_klein_4b": {"transformer": 3_875_544_576, "vae": 84_046_115, "text_encoder": 4_022_468_096},
+    "flux2_klein_9b": {"transformer": 9_078_581_248, "text_encoder": 8_190_735_360},
 }
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -87,6 +90,22 @@ def sana(width: int, layers: int) -> Iterator[tuple[Any, ...]]:
         yield f"{block}.ff.conv_point", hidden, width, 1, 1
 
 
+def flux2(double: int, single: int, width: int) -> Iterator[tuple[str, int, int]]:
+    """Feed-forward is gated, and in blocks of one stream it is of a piece with attention."""
+    hidden = 3 * width
+    for i in range(double):
+        both = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        yield from ((f"transformer_blocks.{i}.attn.{one}", width, width) for one in both)
+        for stream in ("ff", "ff_context"):
+            yield f"transformer_blocks.{i}.{stream}.linear_in", width, 2 * hidden
+            yield f"transformer_blocks.{i}.{stream}.linear_out", hidden, width
+    for i in range(single):
+        yield f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj", width, 3 * width + 2 * hidden
+        yield f"single_transformer_blocks.{i}.attn.to_out", width + hidden, width
+
+
+# of FLUX.2: blocks of two streams, of one, and width, by Black Forest Labs' own code
+KLEIN = {"flux2_klein_4b": (5, 20, 3072), "flux2_klein_9b": (8, 24, 4096)}
 LAYERS: dict[str, list[tuple[Any, ...]]] = {
     "zimage": list(zimage()),
     "lumina2": list(lumina2()),
@@ -95,6 +114,7 @@ LAYERS: dict[str, list[tuple[Any, ...]]] = {
     "sana": list(sana(2240, 20)),
     "sana_600m": list(sana(1152, 28)),
     "sana15_4800m": list(sana(2240, 60)),
+    **{model: list(flux2(*sizes)) for model, sizes in KLEIN.items()},
 }
 
 
@@ -171,3 +191,24 @@ def test_every_layer_under_kohyas_name_is_found_by_the_stock_converter(model: st
     paths = {key.rpartition(".lora_")[0] for key in converted}
     assert paths == {f"transformer.{path}" for path in family_layers(whole)["transformer"]}
     assert len(paths) > len(LAYERS[model])
+
+
+@pytest.mark.parametrize("model", KLEIN)
+def test_kohyas_names_of_flux2_are_those_of_its_trainer_and_the_stock_converter_finds_them(model: str) -> None:
+    import diffusers
+
+    double, single, width = KLEIN[model]
+    names = {
+        f"lora_unet_double_blocks_{i}_{stream}_{one}"
+        for i in range(double)
+        for stream in ("img", "txt")
+        for one in ("attn_qkv", "attn_proj", "mlp_0", "mlp_2")
+    } | {f"lora_unet_single_blocks_{i}_linear{one}" for i in range(single) for one in (1, 2)}
+    state, whole = adapted(model), family(model)
+    tensors, _ = DIALECTS.module("kohya").write(state, whole, {})
+    assert {key.partition(".")[0] for key in tensors} == names
+    assert tensors["lora_unet_double_blocks_0_txt_attn_qkv.lora_up.weight"].shape == (3 * width, 3 * RANK)
+    numbers = {key: torch.ones(tensor.shape) for key, tensor in tensors.items()}
+    converted = diffusers.Flux2KleinPipeline.lora_state_dict(numbers)
+    assert {key.rpartition(".lora_")[0] for key in converted} == {*state.layers()}
+    assert whole.metadata()["modelspec.architecture"] == f"Flux.2-klein-{model[-2:]}/lora"
