@@ -57,12 +57,10 @@ _INSIDE = {
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _BLOCK = re.compile(r"((layers|noise_refiner|context_refiner)\.\d+\.)")
 # Z-Image has blocks of the same names: its attention and, in diffusers' layout, its feed-forward are called otherwise
-_STACK = r"(layers|(noise|context)_refiner)"
-_KEY = re.compile(
-    rf"transformer\.({_STACK}\.\d+\.(attn\.|feed_forward\.linear_|norm1\.)|time_caption_embed\.|norm_out\.|x_embedder\.)"
-    rf"|lora_unet_({_STACK}_\d+_(attention_(qkv|out)|feed_forward_w|adaLN_modulation_1)|x_embedder|t_embedder"
-    r"|cap_embedder|final_layer)"
-)
+_STACK = r"(layers|(noise|context)_refiner)[._]\d+[._]"
+_OURS = rf"{_STACK}(attn\.|feed_forward\.linear_|norm1\.)|time_caption_embed\.|norm_out\.|x_embedder\."
+_PUBLISHED = rf"{_STACK}(attention[._](qkv|out)|feed_forward[._]w|adaLN_modulation[._]1)|(x|t|cap)_embedder|final_layer"
+_KEY = re.compile(rf"transformer\.({_OURS})|(lora_unet_|diffusion_model\.)({_PUBLISHED})")
 
 
 class Settings(source.Settings):

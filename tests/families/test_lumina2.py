@@ -153,6 +153,32 @@ def test_a_file_that_kohyas_trainer_wrote_is_one_of_queries_keys_and_values() ->
     assert lumina2.recognises(file) and not zimage.recognises(file)
 
 
+def test_a_file_in_the_published_names_is_read_as_the_stock_loader_reads_it() -> None:
+    from diffusers import Lumina2Pipeline
+
+    names, draw = lumina2.Names({"transformer": published()}), torch.Generator().manual_seed(0)
+    shapes = {names.original_name("transformer", path): (w.in_features, w.out_features) for path, w in blocks()}
+    for whole, group in names.fused.items():
+        rows = [shapes.pop(part.removeprefix("transformer."))[1] for part in group]
+        shapes[whole.removeprefix("transformer.")] = published().config.hidden_size, sum(rows)
+    file = {}
+    for name, (ins, outs) in shapes.items():
+        file[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(2, ins, generator=draw)
+        file[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outs, 2, generator=draw)
+    state = DIALECTS.module("diffusers").read(file, {}, names, assume_alpha=2.0)
+    assert lumina2.recognises(file) and not zimage.recognises(file)
+    stock = Lumina2Pipeline.lora_state_dict(dict(file))
+    assert state.tensors.keys() == stock.keys() and set(state.alphas.values()) == {2.0}
+    assert all(torch.equal(state.tensors[name], stock[name]) for name in stock)
+
+
+def blocks() -> list[tuple[str, nn.Linear]]:
+    """The linear layers of the published transformer's blocks: diffusers reads no others there."""
+    inside = ("layers.", "noise_refiner.", "context_refiner.")
+    modules = published().named_modules()
+    return [(path, w) for path, w in modules if isinstance(w, nn.Linear) and path.startswith(inside)]
+
+
 def test_files_of_z_image_are_not_its_own() -> None:
     for name in ("transformer.layers.0.attention.to_q.lora_A.weight", "lora_unet_layers_0_attention_to_q.alpha"):
         assert zimage.recognises([name]) and not lumina2.recognises([name])
