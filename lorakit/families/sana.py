@@ -21,7 +21,7 @@ from torch import Tensor
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.types import Text
-from lorakit.families import base, folders, gemma, qwen, source, transformer, vae
+from lorakit.families import base, gemma, qwen, source, transformer, vae
 from lorakit.families.protocol import Description
 
 PIPELINES = ("SanaPipeline",)
@@ -35,7 +35,6 @@ PARTS = {
 TOKENS = 300  # that the backbone reads of a caption: max_sequence_length of the stock pipeline
 DRAWN = 32  # the stock pipeline draws sides that are multiples of this, whatever the VAE is
 _SPRINT = "SanaSprintPipeline"
-_INDEX = "model_index.json"
 # PixArt's attention has the same names; its feed-forward layers are linear
 _BLOCK = r"transformer_blocks\.\d+\.(attn[12]\.to_|ff\.conv_)"
 _KEY = re.compile(rf"transformer\.({_BLOCK}|patch_embed\.proj\.|time_embed\.|caption_projection\.|proj_out\.)")
@@ -48,8 +47,7 @@ class Settings(source.Settings):
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
-    _refuse_sprint(settings)
-    model = source.described(settings, PARTS, PIPELINES)
+    model = _no_sprint(source.described(settings, PARTS, (*PIPELINES, _SPRINT)))
     config, factor = model.config("transformer"), vae.factor(model.folder)
     tokenizer, limit = _tokenizer(model)
     found = transformer.describe(
@@ -66,13 +64,13 @@ def describe(settings: Settings) -> Description:
     return dataclasses.replace(found, drawing_multiple=math.lcm(found.side_multiple, DRAWN))
 
 
-def _refuse_sprint(settings: Settings) -> None:
-    folder = folders.resolve(settings.path, weights=False)
-    if (folder / _INDEX).is_file() and folders.read_config(folder, "", _INDEX).get("_class_name") == _SPRINT:
+def _no_sprint(model: source.Source) -> source.Source:
+    if model.config("", "model_index.json")["_class_name"] == _SPRINT:
         raise InputError(
-            f"model.path = {printable(folder)} is SanaSprint, which was distilled to draw in few steps and is no flow: "
-            "give the Sana that it was made from."
+            f"model.path = {printable(model.folder)} is SanaSprint, which was distilled to draw in few steps and is no "
+            "flow: give the Sana that it was made from."
         )
+    return model
 
 
 @functools.cache
@@ -99,8 +97,7 @@ def _tokenizer(model: source.Source) -> tuple[Any, int]:
 
 def load(settings: Settings) -> "Sana":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    _refuse_sprint(settings)
-    return Sana(source.opened(settings, PARTS, PIPELINES))
+    return Sana(_no_sprint(source.opened(settings, PARTS, (*PIPELINES, _SPRINT))))
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
