@@ -195,7 +195,8 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     """Where a recipe's values hold a path: the tables and keys that are there and hold text."""
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
-    places = [(values.get("model"), "path"), (data, "cache"), (values.get("run"), "output")]
+    places = [(values.get("model"), key) for key in ("path", "config", "vae")]
+    places += [(data, "cache"), (values.get("run"), "output")]
     places.append((values.get("adapter"), "init_from"))
     places += [(s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path")]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]

@@ -30,7 +30,7 @@ def reference() -> str:
     """The page's text."""
     parts, seen = [HEAD], set[str]()
     for section, (registry, chooser, default) in CHOSEN.items():
-        for kind in registry.names():
+        for kind in sorted(registry.names(), key=lambda name: name != default):
             note = f'`{chooser} = "{kind}"`' + (", the default" if kind == default else "")
             parts += [f"## [{section}]: {note}\n", *_tables(registry.module(kind).Settings, section, seen)]
     for section, settings in FIXED.items():
@@ -43,9 +43,13 @@ def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str
     yield f"`{_file(settings)}`\n"
     yield "| key | value | default | what it does |\n|---|---|---|---|"
     inner: dict[str, type[BaseModel]] = {}
-    own = settings.__annotations__
+    own, shared = settings.__annotations__, settings.__mro__[1]
+    told = f"{shared.__module__}.{shared.__name__}" in seen
+    seen.add(f"{shared.__module__}.{shared.__name__}")
     # what a class inherits comes after what is its own
     for name, field in sorted(settings.model_fields.items(), key=lambda item: item[0] not in own):
+        if told and name not in own:
+            continue
         nested = list(_models(field.annotation))
         many = get_origin(field.annotation) is list
         for model in nested:
@@ -56,6 +60,10 @@ def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str
         value = "table" if nested and not many else "tables" if nested else _type(field.annotation)
         yield f"| `{name}` | {value} | {_default(field, nested)} | {what} |"
     yield ""
+    if told and shared.model_fields:
+        fields = settings.model_fields
+        names = (f"`{name}`" + (" (**needed**)" if fields[name].is_required() else "") for name in shared.model_fields)
+        yield f"And the settings of `{_file(shared)}`, as above: {', '.join(names)}.\n"
     for label, model in inner.items():
         yield f"### {label}\n"
         if label in seen:

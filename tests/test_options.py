@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.core.errors import InputError
 from lorakit.core.settings import is_neutral
-from lorakit.families import DEFAULT, FAMILIES, sd
+from lorakit.families import DEFAULT, FAMILIES, sd, source
 from lorakit.recipe import CHOSEN, FIXED, apply_override, build
 from lorakit.training.keeper import Keeper
 from lorakit.verbs.train import train
+from tests.families.single import single_file
 
 # -- the options ------------------------------------------------------------------------------------------------------
 
@@ -47,7 +48,10 @@ def options() -> dict[str, Option]:
     for section, (registry, chooser, default) in CHOSEN.items():
         for kind in registry.names():
             word = () if kind == default else (f"{section}.{chooser}={kind}",)
-            found += _of_class(registry.module(kind).Settings, section, word, chooser)
+            settings = registry.module(kind).Settings
+            # what all families inherit is tried with one of them
+            common = source.Settings.model_fields.keys() if word and issubclass(settings, source.Settings) else ()
+            found += _of_class(settings, section, word, chooser, tried=frozenset(common))
     for section, settings in FIXED.items():
         found += _of_class(settings, section, ())
     return {str(option): option for option in found}
@@ -124,7 +128,13 @@ PROMPT = ["sample.prompts=['thing']", "sample.steps=1", "sample.width=32", "samp
 # the change, or what both runs have and the change
 CASES: dict[str, str | tuple[list[str], str]] = {
     "model.path": "model.path=other",
-    **{f"model.path {name}": f"model.path={name}-other" for name in FURTHER},
+    "model.config": (["model.path=single.safetensors", "model.config=v"], "model.config=other"),
+    "model.revision": (["model.path=some/model", "model.revision=first"], "model.revision=second"),
+    "model.variant": (["model.path=variants"], "model.variant=own"),
+    "model.vae": "model.vae=vae",
+    "model.vae_tiling": (["data.buckets={resolution=96, max_upscale=4}"], "model.vae_tiling=64"),
+    "model.dtype": "model.dtype=bf16",
+    "model.quantize": "model.quantize=int8",
     "model.max_sequence_length": "model.max_sequence_length=7",
     "model.guidance": "model.guidance=3.5",
     "model.true_mask": "model.true_mask=true",
@@ -328,11 +338,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(model, folder / name)
         file = folder / name / "scheduler" / "scheduler_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
+    file = shutil.copytree(model / "vae", folder / "vae") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": 0.3}))
+    save_file(single_file("sd"), folder / "single.safetensors")
+    shutil.copytree(model, folder / "variants")
+    weights = next((folder / "variants" / "unet").glob("*.safetensors"))
+    half = {name: tensor / 2 for name, tensor in load_file(weights).items()}
+    save_file(half, weights.with_suffix(".own.safetensors"))
     for name in FURTHER:
         (folder / name).symlink_to(FAMILIES.module(name).tiny().path)
+<<<<<<< HEAD
         shutil.copytree(folder / name, folder / f"{name}-other")
         file = next((folder / f"{name}-other" / "vae").glob("*.safetensors"))
         save_file({key: 1.1 * weight for key, weight in load_file(file).items()}, file)
+=======
+>>>>>>> 3345cd0 (Models are read from single files, in versions, variants and precisions that are said, with another VAE, in tiles, and small: nf4, int8 or fp8 beside an adapter)
     return folder
 
 
@@ -382,6 +402,8 @@ def numbers(world: Path) -> Callable[[list[str]], Numbers]:
         patch.chdir(world)  # overrides name what lies there
         # the export at the end is the slowest part of these runs, and gives what the last checkpoint's adapter is
         patch.setattr(Keeper, "finish", lambda self, step: self.output)
+        versions = {"first": "v", "second": "other"}  # of a model on the hub
+        patch.setattr("huggingface_hub.snapshot_download", lambda _, *, revision, **__: str(world / versions[revision]))
         _numbers(world, ["run.steps=1"], output=world / "first")
         shutil.copy(world / "first" / "adapters" / "step-000001.safetensors", world / "adapter.safetensors")
         yield of

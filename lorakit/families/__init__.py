@@ -26,6 +26,7 @@ SHARED = frozenset(  # files here that are no family
         "protocol",
         "base",
         "source",
+        "quantized",
         "folders",
         "emphasis",
         "clip",
@@ -48,7 +49,9 @@ def load(name: str, path: str, **settings: Any) -> Family:
 
     Raises InputError for an unknown name or setting and for a folder that lacks a component.
     """
-    return load_settings(validate_settings({"family": name, "path": path, **settings}))
+    made = validate_settings({"family": name, "path": path, **settings})
+    family: Family = FAMILIES.module(name).load(made)
+    return family
 
 
 def named_at(path: str) -> str:
@@ -62,8 +65,21 @@ def named_at(path: str) -> str:
     return next((name for name in FAMILIES.names() if kind in FAMILIES.module(name).PIPELINES), DEFAULT)
 
 
-def load_settings(settings: Settings) -> Family:
-    return FAMILIES.module(settings.family).load(settings)  # type: ignore[attr-defined]
+def load_settings(settings: Settings, *, device: Any = "cpu", precision: str = "fp32") -> Family:
+    """The family on `device`, its weights read and kept in `precision` ("bf16", …) where the settings say nothing."""
+    said: Any = settings
+    if said.dtype is None:
+        said = said.model_copy(update={"dtype": precision})
+    family: Family = FAMILIES.module(said.family).load(said)
+    family.to(device, family.dtype)
+    return family
+
+
+def pinned(settings: Settings) -> Settings:
+    """`settings` with the commit of a model that is fetched from the hub, where no revision is said."""
+    from lorakit.families import source
+
+    return source.pinned(settings)  # type: ignore[arg-type]
 
 
 def describe_settings(settings: Settings) -> Description:

@@ -47,10 +47,10 @@ class Frozen(Names):
         self.side_multiple = self.drawing_multiple = self.factor * patch
 
     def to(self, device: Any, dtype: Any) -> None:
-        """Moves the components, and all but the VAE to `dtype`."""
-        self.dtype = dtype
+        """Moves the components, and all but the VAE to `dtype` unless they were read in one that the settings say."""
+        self.dtype = self.source.dtype or dtype
         for name, module in self.components.items():
-            module.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+            module.to(device=device, dtype=dtype if name != "vae" and self.source.dtype is None else None)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, normalised: (B, C, H/f, W/f)."""

@@ -12,10 +12,11 @@ from lorakit.core.files import printable, sha256_file
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
-def resolve(path: str, *, weights: bool = True) -> Path:
+def resolve(path: str, *, weights: bool = True, revision: str | None = None, key: str = "model.path") -> Path:
     """The local folder of a model: "embedded", a folder, or a hub name (fetched, or found in the hub's cache).
 
-    Without `weights` a hub model's configurations and tokenizers alone are fetched. Raises InputError.
+    Without `weights` a hub model's configurations and tokenizers alone are fetched. `key` is the setting that gives the
+    path, for messages. Raises InputError.
     """
     if path == "embedded":
         return embedded("base")
@@ -25,26 +26,32 @@ def resolve(path: str, *, weights: bool = True) -> Path:
     shown = printable(path)
     if folder.suffix in PICKLES:
         raise InputError(
-            f"model.path = {shown}: a pickle can run any code when it is read, so it is refused. "
+            f"{key} = {shown}: a pickle can run any code when it is read, so it is refused. "
             "Convert it to a diffusers folder of safetensors first."
         )
     if folder.is_file():
-        raise InputError(f"model.path = {shown} is a single file: give a diffusers folder (with model_index.json).")
+        raise InputError(f"{key} = {shown} is a single file: give a diffusers folder (with model_index.json).")
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return _from_hub(path, weights=weights)
-    raise InputError(f'model.path = {shown} does not exist: give a diffusers folder, a hub name or "embedded".')
+        return _from_hub(path, weights=weights, revision=revision, key=key)
+    raise InputError(f'{key} = {shown} does not exist: give a diffusers folder, a hub name or "embedded".')
 
 
-def _from_hub(name: str, *, weights: bool) -> Path:
+def is_local(path: str) -> bool:
+    """Whether `path` means a folder or file here, and no name on the hub."""
+    return path == "embedded" or Path(path).expanduser().exists()
+
+
+def _from_hub(name: str, *, weights: bool, revision: str | None, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # weights of components: at the root lie single files of the whole model, as large as all of these together
     patterns = ["*.json", "*.txt", "*.model", "*.jinja"] + (["*/*.safetensors"] if weights else [])
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub library raises some twenty kinds; each means: not to be had
+        version = f" in revision {printable(revision)}" if revision else ""
         raise InputError(
-            f"model.path = {printable(name)} is no folder here, and the hub did not give it "
+            f"{key} = {printable(name)} is no folder here, and the hub did not give it{version} "
             f"({type(error).__name__}): check the name, the network, or download it to a folder."
         ) from None
 
@@ -56,12 +63,19 @@ def read_config(folder: Path, part: str, file: str = "config.json") -> dict[str,
         raise InputError(f"{printable(folder / part / file)} could not be read: {printable(error)}") from None
 
 
-def check(folder: Path, parts: Mapping[str, str], *, pipelines: Sequence[str], weights: bool = True) -> None:
+def check(
+    folder: Path,
+    parts: Mapping[str, str],
+    *,
+    pipelines: Sequence[str],
+    weights: bool = True,
+    key: str = "model.path",
+) -> None:
     """That `folder` is a stock folder of one of `pipelines` with every part of `parts` (name to its config's file).
 
     Without `weights` it may hold configurations and tokenizers alone. Raises InputError with all that is missing.
     """
-    where = f"model.path = {printable(folder)}"
+    where = f"{key} = {printable(folder)}"
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{where} has no model_index.json: it is not a diffusers model folder.")
     kind = read_config(folder, "", "model_index.json").get("_class_name")
@@ -87,20 +101,80 @@ def names(folder: Path, part: str) -> bool:
     return any(read_config(folder, "", "model_index.json").get(part) or [])
 
 
-def load_component(kind: Any, folder: Path) -> Any:
-    """The component in `folder`, in fp32, by its class in diffusers or transformers."""
-    return kind.from_pretrained(folder, **_loading(folder))
+def classes(folder: Path) -> dict[str, Any]:
+    """The classes of the modules of the model in `folder`, by component, as its index names them."""
+    import diffusers
+    import torch
+    import transformers
+
+    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+    found = {}
+    for name, entry in read_config(folder, "", "model_index.json").items():
+        library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        made = getattr(libraries.get(str(library)), str(kind), None)
+        if isinstance(made, type) and issubclass(made, torch.nn.Module):
+            found[name] = made
+    return found
 
 
-def load_pipeline(kind: Any, folder: Path, parts: Iterable[str], **options: Any) -> Any:
+def has_variant(folder: Path, variant: str) -> bool:
+    """Whether a file of weights in `folder`, or in a folder of it, is of this variant."""
+    names = [file.name for pattern in ("*.safetensors", "*/*.safetensors") for file in folder.glob(pattern)]
+    return any(f".{variant}." in name or f".{variant}-" in name for name in names)
+
+
+def load_component(kind: Any, folder: Path, dtype: Any = None, variant: str | None = None) -> Any:
+    """The component in `folder`, in fp32 or `dtype`, by its class in diffusers or transformers."""
+    return kind.from_pretrained(folder, **_loading([folder], dtype, variant))
+
+
+def load_pipeline(kind: Any, folder: Path, parts: Iterable[Path], variant: str | None = None, **options: Any) -> Any:
     """The stock pipeline in `folder`, whose weights lie in `parts`, in fp32; `options` are its class's own."""
-    pipeline = kind.from_pretrained(folder, **_loading(*(folder / part for part in parts)), **options)
+    pipeline = kind.from_pretrained(folder, **_loading(list(parts), None, variant), **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def load_single_file(file: Path, folder: Path) -> Any:
-    """The stock pipeline with the weights in `file` and the configurations and tokenizers in `folder`, in fp32.
+def keys(file: Path) -> list[str]:
+    """The names of the tensors in a file of weights; InputError where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{printable(file)} is no safetensors file that can be read: {printable(error)}") from None
+
+
+def load_from_file(kind: Any, file: Path, config: Path, dtype: Any = None) -> Any:
+    """The component in the single `file`, in fp32 or `dtype`, by its class in diffusers; its configuration in `config`.
+
+    Raises InputError where the class reads no single files, or not this one.
+    """
+    import torch
+
+    if not hasattr(kind, "from_single_file"):
+        raise InputError(
+            f"{printable(file)}: diffusers reads no {kind.__name__} from one file: give a diffusers folder."
+        )
+    try:
+        module = kind.from_single_file(
+            str(file), config=str(config), local_files_only=True, torch_dtype=dtype or torch.float32
+        )
+    except Exception as error:  # of a dozen kinds, by what is missing
+        raise _unread(f"{printable(file)} with the configuration in {printable(config)}", error) from error
+    if lacking := [name for name, parameter in module.named_parameters() if parameter.is_meta]:
+        raise InputError(f"{printable(file)} has no weights of {kind.__name__}'s {lacking[0]}: it is of another model.")
+    return module
+
+
+def _unread(where: str, error: Exception) -> InputError:
+    return InputError(f"diffusers does not read {where}; are weights missing? It says: {printable(error)}")
+
+
+def load_single_file(file: Path, folder: Path, dtype: Any = None, **given: Any) -> Any:
+    """The stock pipeline with the weights in `file` and the configurations and tokenizers in `folder`, in fp32 or
+    `dtype`; components that are `given` are not looked for.
 
     Raises InputError where the stock reader does not find all weights there.
     """
@@ -110,11 +184,11 @@ def load_single_file(file: Path, folder: Path) -> Any:
     kind = getattr(diffusers, read_config(folder, "", "model_index.json")["_class_name"])
     where = f"{printable(file)} with the configurations in {printable(folder)}"
     try:
-        pipeline = kind.from_single_file(str(file), config=str(folder), local_files_only=True, dtype=torch.float32)
+        pipeline = kind.from_single_file(
+            str(file), config=str(folder), local_files_only=True, torch_dtype=dtype or torch.float32, **given
+        )
     except Exception as error:  # of a dozen kinds, by what is missing
-        raise InputError(
-            f"diffusers does not read {where}; are weights missing? It says: {printable(error)}"
-        ) from error
+        raise _unread(where, error) from error
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     lacking = [f"{name}.{key}" for name, part in parts.items() for key, p in part.named_parameters() if p.is_meta]
     if lacking:
@@ -123,12 +197,13 @@ def load_single_file(file: Path, folder: Path) -> Any:
     return pipeline
 
 
-def _loading(*folders: Path) -> dict[str, Any]:
+def _loading(parts: Sequence[Path], dtype: Any, variant: str | None) -> dict[str, Any]:
     import torch
 
     # where there are no others, files in half precision are taken: "model.fp16.safetensors"
-    half = any(all(".fp16." in file.name for file in folder.glob("*.safetensors")) for folder in folders)
-    return {"dtype": torch.float32, "use_safetensors": True, "variant": "fp16" if half else None}
+    half = any(all(".fp16." in file.name for file in part.glob("*.safetensors")) for part in parts)
+    said = variant if variant and any(has_variant(part, variant) for part in parts) else None
+    return {"dtype": dtype or torch.float32, "use_safetensors": True, "variant": said or ("fp16" if half else None)}
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -146,21 +221,15 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def hollow(folder: Path) -> dict[str, Any]:
     """The modules of a model folder by component, made from their configurations: names and shapes, no weights."""
-    import diffusers
     import torch
-    import transformers
 
-    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
-    found: dict[str, Any] = {}
-    for name, entry in read_config(folder, "", "model_index.json").items():
-        library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        made = getattr(libraries.get(str(library)), str(kind), None)
-        if isinstance(made, type) and issubclass(made, torch.nn.Module):
-            with torch.device("meta"):
-                if library == "diffusers":
-                    found[name] = made.from_config(made.load_config(folder / name))  # type: ignore[attr-defined]
-                else:
-                    found[name] = made(made.config_class.from_pretrained(folder / name))  # type: ignore[attr-defined]
+    found = {}
+    for name, kind in classes(folder).items():
+        with torch.device("meta"):
+            if hasattr(kind, "from_config"):  # diffusers'
+                found[name] = kind.from_config(kind.load_config(folder / name))
+            else:
+                found[name] = kind(kind.config_class.from_pretrained(folder / name))
     return found
 
 
@@ -170,7 +239,7 @@ def fingerprint(*folders: Path) -> str:
 
     digest = hashlib.sha256()
     for folder in folders:
-        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        for file in sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else [folder]:
             digest.update(f"{folder.name}/{file.relative_to(folder)}:{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

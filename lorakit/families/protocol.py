@@ -72,14 +72,15 @@ class SingleFile(Names, Protocol):
 class Family(Names, Protocol):
     """A frozen model, its text encoders and its VAE, and how they are called.
 
-    `default_targets` gives, for the backbone and each text encoder, the endings of the names of the modules that an
-    adapter goes into. `stock_formats` are those that the stock pipeline loads for a model of this size; files of other
-    formats are read back by lorakit alone. `pipelines` are the classes of the stock pipelines by what they draw from:
-    "text", and where there are such, "image" and "inpaint". Sides of training pictures are multiples of `side_multiple`
-    pixels, of what the stock pipeline draws multiples of `drawing_multiple`.
+    All but the VAE is kept in `dtype`. `default_targets` gives, for the backbone and each text encoder, the endings of
+    the names of the modules that an adapter goes into. `stock_formats` are those that the stock pipeline loads for a
+    model of this size; files of other formats are read back by lorakit alone. `pipelines` are the classes of the stock
+    pipelines by what they draw from: "text", and where there are such, "image" and "inpaint". Sides of training
+    pictures are multiples of `side_multiple` pixels, of what the stock pipeline draws multiples of `drawing_multiple`.
     """
 
     path: Path
+    dtype: Any
     process: Process
     default_targets: Mapping[str, tuple[str, ...]]
     default_format: str

@@ -23,18 +23,41 @@ def drawing_multiple(factor: int) -> int:
     return math.lcm(factor, 8)  # stock pipelines of U-Nets ask for 8, whatever the VAE is
 
 
-def load(folder: Path, kind: Any = None) -> Any:
-    """The VAE, in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once.
+def load(path: Path, kind: Any = None, *, config: Path | None = None) -> Any:
+    """The VAE in a folder, or in a single file with its configuration in the folder `config`.
 
     It is an AutoencoderKL where no `kind` is said.
     """
     from diffusers import AutoencoderKL
 
-    vae = folders.load_component(kind or AutoencoderKL, folder / "vae")
-    decode = vae.decode
+    kind = kind or AutoencoderKL
+    if path.is_file():
+        return decoding_in_fp32(folders.load_from_file(kind, path, config or path.parent))
+    return decoding_in_fp32(folders.load_component(kind, path))
+
+
+def decoding_in_fp32(vae: Any) -> Any:
+    """`vae` in fp32 and to stay so: Stable Diffusion XL's overflows in fp16, and pictures are encoded but once."""
+    decode = vae.float().decode
     # stock pipelines hand over latents in the backbone's precision
     vae.decode = lambda z, *args, **kwargs: decode(z.float(), *args, **kwargs)
     return vae
+
+
+def tile(vae: Any, side: int) -> None:
+    """Makes `vae` take pictures larger than `side` pixels in tiles of that size."""
+    if hasattr(vae, "tile_latent_min_size"):
+        vae.enable_tiling()
+        vae.tile_latent_min_size = side * vae.tile_latent_min_size // vae.tile_sample_min_size
+        vae.tile_sample_min_size = side
+    else:  # of films, and of deep compression: tiles begin each three quarters of a side
+        step = side * 3 // 4
+        vae.enable_tiling(
+            tile_sample_min_height=side,
+            tile_sample_min_width=side,
+            tile_sample_stride_height=step,
+            tile_sample_stride_width=step,
+        )
 
 
 @torch.no_grad()

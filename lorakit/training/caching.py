@@ -14,6 +14,7 @@ from lorakit.core.types import Text
 from lorakit.data.cache import Filled, fill_latents, fill_text
 from lorakit.data.dataset import Dataset
 from lorakit.data.shards import Cache
+from lorakit.export.files import DTYPES
 from lorakit.families.protocol import Family
 from lorakit.training.processes import bar
 
@@ -49,6 +50,8 @@ def fill_cache(
     """
     latents_name = f"{family.fingerprint('vae')}-fp32"  # families encode pictures in a safe precision
     marks = ["weighted"] if data.settings.weighted_tags else []
+    if family.dtype != DTYPES[precision]:
+        marks.append(str(family.dtype))
     encoders = [name for name in family.components if name not in (family.backbone, "vae")]  # adaptable or not
     text_name = "-".join([*(family.fingerprint(name) for name in encoders), precision, *marks])
     pictures = captions = Filled(0, 0)

@@ -14,7 +14,6 @@ from lorakit.data.cache import Filled, default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.shards import Cache
 from lorakit.data.upkeep import Removed, Usage, is_cache
-from lorakit.export.files import DTYPES
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
 from lorakit.training.interrupt import watched
@@ -51,8 +50,7 @@ def fill(recipe: Recipe) -> CacheResult:
         folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()
         if not text and not data.cached_latents:
             return CacheResult(folder, None, None)
-        family = families.load_settings(recipe.model)
-        family.to(runtime.device, DTYPES[precision])
+        family = families.load_settings(recipe.model, device=runtime.device, precision=precision)
         done = fill_cache(Cache(folder), data, family, precision=precision, text=text, check=interrupt.check)
     return CacheResult(folder, done.pictures if data.cached_latents else None, done.captions if text else None)
 

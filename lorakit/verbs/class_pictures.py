@@ -20,7 +20,6 @@ from lorakit import families
 from lorakit.core.files import write_text, written_aside
 from lorakit.core.processes import gather_objects, on_first_rank, portable, rank, world
 from lorakit.data.sources.generate import GenerateSettings
-from lorakit.export.files import DTYPES
 from lorakit.families.protocol import classifier_free, guided
 from lorakit.recipe import Recipe
 from lorakit.sampling.pictures import Request, draw, label, too_few_steps
@@ -88,8 +87,8 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
         return 0
     if rank() == 0:
         log.info("the base draws %d class pictures", len(todo))
-    family = families.load_settings(recipe.model)
-    family.to(device, DTYPES[recipe.run.precision if recipe.run.precision != "auto" else "fp32"])
+    precision = recipe.run.precision if recipe.run.precision != "auto" else "fp32"
+    family = families.load_settings(recipe.model, device=device, precision=precision)
     pipeline = family.live_pipeline()
     with contextlib.closing(bar(unit="picture", label="drawing", total=len(todo))) as progress:
         # one each in turn: who is slow keeps the others waiting for a picture and not for an hour

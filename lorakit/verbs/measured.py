@@ -14,7 +14,6 @@ from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
 from lorakit.data.shards import Cache
-from lorakit.export.files import DTYPES
 from lorakit.families.protocol import Family
 from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
@@ -71,9 +70,9 @@ def check_model(recipe: Recipe, data: Dataset) -> tuple[str | None, dict[str, fl
 
     Nothing is cached: the few pictures that are looked at are encoded anew.
     """
-    family = families.load_settings(recipe.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    family.to(device, DTYPES[resolve_precision(recipe.run.precision)[0]])
+    precision, _ = resolve_precision(recipe.run.precision)
+    family = families.load_settings(recipe.model, device=device, precision=precision)
     encode = text_encoder(data, family)
     loader = Loader(
         replace(data, settings=data.settings.model_copy(update={"cache_latents": False})),

@@ -126,6 +126,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 refuse_other_run(recipe, found, allow=allow)
                 recipe = with_global_batch(recipe, found)
         data, data_report = _surveyed(recipe, output, runtime, interrupt, fresh=not resumed)
+        recipe = replace(recipe, model=families.pinned(recipe.model))
         if found:
             refuse_other_data(data, found, output)
         first_step = int(found.state["step"]) if found else 0
@@ -295,8 +296,7 @@ def _prepared(
     recipe: Recipe, data: Dataset, runtime: Runtime, found: Checkpoint | None, interrupt: Interrupt
 ) -> tuple[Trainee, Loader]:
     """The model with its adapters, and what feeds it, from a filled cache."""
-    family = families.load_settings(recipe.model)
-    family.to(runtime.device, DTYPES[recipe.run.precision])
+    family = families.load_settings(recipe.model, device=runtime.device, precision=recipe.run.precision)
     if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
         guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
     adapted = components_to_adapt(recipe, family)

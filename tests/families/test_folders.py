@@ -43,7 +43,7 @@ def test_the_hub_is_not_asked_for_single_files_of_the_whole_model(monkeypatch: p
 
     asked: list[list[str]] = []
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+    def fetch(name: str, *, allow_patterns: list[str], revision: str | None) -> str:
         files = [
             "sd_xl_base_1.0.safetensors",
             "unet/a.safetensors",

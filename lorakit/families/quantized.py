@@ -1,0 +1,113 @@
+"""Frozen linear layers in 8 or 4 bits: stored small, multiplied in the precision of what comes in.
+
+int8 and fp8 (E4M3) hold each row divided by a scale of its own; nf4 (Dettmers et al., arXiv:2305.14314) is made by
+bitsandbytes, with a scale for each 64 numbers. Weights are unpacked for a product and forgotten, in the backward pass
+once more, so that only the small ones stay in memory. An adapter beside such a layer trains as beside any other.
+"""
+
+import functools
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Kind = Literal["nf4", "int8", "fp8"]
+BLOCK = 64  # numbers that share a scale in nf4
+
+
+def quantize(module: nn.Module, kind: Kind) -> None:
+    """Replaces the linear layers in the repeated blocks of a frozen `module`; embeddings, convolutions and what stands
+    before and behind the blocks stay as they are, few weights that much depends on.
+    """
+    for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
+        for parent in blocks.modules():
+            for name, layer in parent.named_children():
+                if type(layer) is nn.Linear:
+                    setattr(parent, name, QuantizedLinear(layer, kind))
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer with packed weights."""
+
+    packed: Tensor
+    scales: Tensor
+    like: Tensor
+
+    def __init__(self, layer: nn.Linear, kind: Kind) -> None:
+        nn.Module.__init__(self)  # there are no weights to be drawn
+        self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
+        packed, scales = _packed(layer.weight.detach(), kind)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+        self.register_buffer("like", layer.weight.new_empty(0), persistent=False)  # goes along with `.to(dtype)`
+        self.bias = layer.bias
+        self.train(layer.training)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        self.scales = scales.to(self.packed.device)  # in fp32, whatever the layer computes in
+        return self
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weights (outputs, inputs) as they are multiplied with, unpacked anew each time."""
+        return self.unpacked(self.like.dtype)
+
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        return _unpacked(self.packed, self.scales, (self.out_features, self.in_features), dtype, self.kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.bias, self)
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b, which keeps nothing for its backward but what the layer has anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantizedLinear) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return F.linear(x.to(dtype), layer.unpacked(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return (gradient @ ctx.layer.unpacked(gradient.dtype)).to(ctx.dtype), None, None
+
+
+def _packed(weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """(bytes, fp32 scales) of weights (outputs, inputs)."""
+    if kind == "nf4":
+        from bitsandbytes.functional import quantize_4bit
+
+        # flat: on the CPU, rows that are no whole blocks come back wrong otherwise (bitsandbytes 0.50.2)
+        packed, state = quantize_4bit(weight.flatten(), blocksize=BLOCK, quant_type="nf4")
+        return packed, state.absmax
+    largest = torch.finfo(torch.float8_e4m3fn).max if kind == "fp8" else 127
+    weight = weight.float()
+    scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
+    scaled = weight / scales
+    packed = scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round().to(torch.int8)
+    return packed.view(torch.uint8), scales  # bytes: a cast to another precision leaves them alone
+
+
+def _unpacked(packed: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype, kind: Kind) -> Tensor:
+    if kind == "nf4":
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        flat, code = torch.Size([math.prod(shape)]), _code(packed.device)
+        state = QuantState(scales, flat, code, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
+        return dequantize_4bit(packed, state).view(shape)
+    numbers = packed.view(torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+    return (numbers.to(dtype) * scales).to(dtype)
+
+
+@functools.cache
+def _code(device: torch.device) -> Tensor:
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device)
