@@ -347,12 +347,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(half, weights.with_suffix(".own.safetensors"))
     for name in FURTHER:
         (folder / name).symlink_to(FAMILIES.module(name).tiny().path)
-<<<<<<< HEAD
-        shutil.copytree(folder / name, folder / f"{name}-other")
-        file = next((folder / f"{name}-other" / "vae").glob("*.safetensors"))
-        save_file({key: 1.1 * weight for key, weight in load_file(file).items()}, file)
-=======
->>>>>>> 3345cd0 (Models are read from single files, in versions, variants and precisions that are said, with another VAE, in tiles, and small: nf4, int8 or fp8 beside an adapter)
     return folder
 
 
