@@ -23,6 +23,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.settings import is_neutral
 from lorakit.families import DEFAULT, FAMILIES, sd, source
 from lorakit.recipe import CHOSEN, FIXED, apply_override, build
+from lorakit.training import execution
 from lorakit.training.keeper import Keeper
 from lorakit.verbs.train import train
 from tests.families.single import single_file
@@ -283,6 +284,9 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.output": "run.output=elsewhere",
     **{f"run.about.{key}": f"run.about.{key}=x" for key in ("title", "author", "description", "license", "trigger")},
     "run.gradient_checkpointing": "run.gradient_checkpointing=true",
+    "run.attention": "run.attention=math",
+    "run.channels_last": "run.channels_last=true",
+    "run.compile": "run.compile=true",
     "run.save_every": "run.save_every=1",
     "run.keep_last": (["run.save_every=1"], "run.keep_last=1"),
     "run.keep_every": (["run.save_every=1", "run.keep_last=1"], "run.keep_every=2"),
@@ -396,6 +400,7 @@ def numbers(world: Path) -> Callable[[list[str]], Numbers]:
         patch.chdir(world)  # overrides name what lies there
         # the export at the end is the slowest part of these runs, and gives what the last checkpoint's adapter is
         patch.setattr(Keeper, "finish", lambda self, step: self.output)
+        patch.setattr(execution, "BACKEND", "eager")  # what is traced is computed by the same kernels then
         versions = {"first": "v", "second": "other"}  # of a model on the hub
         patch.setattr("huggingface_hub.snapshot_download", lambda _, *, revision, **__: str(world / versions[revision]))
         _numbers(world, ["run.steps=1"], output=world / "first")

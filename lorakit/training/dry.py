@@ -16,6 +16,7 @@ from torch import Tensor
 from lorakit.core.errors import InputError
 from lorakit.core.processes import gather_objects
 from lorakit.core.types import Batch
+from lorakit.training.execution import explained
 from lorakit.training.step import Trainee, forward_backward, ready
 
 _GIB = 1 << 30
@@ -129,6 +130,8 @@ def _problem(error: BaseException, batch: Batch) -> str | None:
             "run.batch_size (and raise run.accumulate as much), set run.gradient_checkpointing = true, or lower "
             "data.buckets.resolution."
         )
+    if problem := explained(error):
+        return problem
     if "deterministic" in str(error) and torch.are_deterministic_algorithms_enabled():
         return f"run.deterministic cannot be kept here ({str(error).partition('.')[0]}): leave it out."
     return None

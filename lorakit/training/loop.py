@@ -23,6 +23,7 @@ from lorakit.core.settings import Neutral
 from lorakit.data.loader import StepPlan
 from lorakit.export.metadata import AboutSettings
 from lorakit.optimizers.state import adapted_rate
+from lorakit.training.execution import Attention
 from lorakit.training.interrupt import Interrupt, decided
 from lorakit.training.step import StepReport, Trainee, learning_rates, run_step
 
@@ -48,6 +49,14 @@ class RunSettings(core_settings.Settings):
     """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     gradient_checkpointing: Neutral[bool] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    attention: Attention = "auto"
+    """The kernel that attention runs in during training; refused where torch has it not for the model and device.
+    "auto": torch chooses."""
+    channels_last: bool = False
+    """Keep the weights of a U-Net's convolutions in the layout that GPUs read fastest."""
+    compile: Neutral[bool] = False
+    """Compile the backbone's transformer blocks: minutes at the start, once for each size of picture, then faster. What
+    is computed stays the same but for rounding."""
     save_every: Neutral[int] = Field(500, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_last: Neutral[int] = Field(3, ge=0)

@@ -22,6 +22,7 @@ from lorakit.core.types import Batch, LossReport, Predict, Text
 from lorakit.data.plan import share
 from lorakit.families.protocol import Family
 from lorakit.optimizers.state import guarded_step
+from lorakit.training.execution import Attention, attention
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Trainee:
     max_grad_norm: float
     seed: int
     preserves: bool = False
+    attention: Attention = "auto"
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Ten
     `count` examples are in the global batch."""
     # dropout inside the model draws from the global generators: tie them to the sample, not to the past
     torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
-    with trainee.autocast():
-        report = trainee.objective(predictor(trainee, batch), batch)
-    kept = torch.zeros_like(report.per_example) if report.preservation is None else report.preservation
-    loss = ((report.per_example + kept) * batch.weight).sum() / count
-    (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+    with attention(trainee.attention):  # what is computed again in the backward pass, too
+        with trainee.autocast():
+            report = trainee.objective(predictor(trainee, batch), batch)
+        kept = torch.zeros_like(report.per_example) if report.preservation is None else report.preservation
+        loss = ((report.per_example + kept) * batch.weight).sum() / count
+        (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
     return torch.stack([loss.detach(), (kept.detach() * batch.weight).sum() / count]), report
 
 

@@ -20,6 +20,7 @@ from lorakit.optimizers.state import restore_optimizer
 from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
 from lorakit.training.checkpoint import Checkpoint
+from lorakit.training.execution import compile_blocks, use_channels_last
 from lorakit.training.processes import Runtime
 from lorakit.training.step import Trainee
 from lorakit.training.warm import warm_start
@@ -52,6 +53,11 @@ def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Mod
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
             next(getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name))()
+    backbone = adapted[family.backbone]
+    if recipe.run.channels_last:
+        use_channels_last(backbone)
+    if recipe.run.compile:
+        compile_blocks(backbone)
 
 
 def make_trainee(
@@ -98,6 +104,7 @@ def make_trainee(
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.run.seed,
         preserves=recipe.objective.preservation.at is not None,
+        attention=recipe.run.attention,
     )
 
 

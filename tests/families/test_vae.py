@@ -26,7 +26,7 @@ def test_what_the_stock_pipeline_decodes_is_what_was_encoded(kind: str, monkeypa
 
 
 def test_it_decodes_in_fp32_whatever_it_is_given() -> None:
-    model = vae.load(sdxl.tiny().path)
+    model = vae.load(sdxl.tiny().path / "vae")
     z = torch.ones(1, 4, 4, 4)
     with torch.no_grad():
         assert torch.equal(model.decode(z.half()).sample, model.decode(z).sample)

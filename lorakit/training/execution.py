@@ -1,0 +1,79 @@
+"""How the backbone is executed: attention's kernel, the layout of convolutions, compiled blocks.
+
+None of it changes what is computed but for rounding, and each is done or refused.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lorakit.core.errors import InputError
+
+Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
+BACKEND = "inductor"  # torch's own
+RECOMPILATIONS = 512  # of one block: each bucket, with and without the adapter; torch's 8 would end in silence
+
+
+@contextlib.contextmanager
+def attention(kind: Attention) -> Iterator[None]:
+    """Within it, torch's attention runs in this kernel alone, its backward pass too; "auto": torch chooses.
+
+    Where the kernel cannot be had for a call's shapes, mask and device, the call raises RuntimeError.
+    """
+    if kind == "auto":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    with sdpa_kernel(kernels[kind]):
+        yield
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Keeps the weights of convolutions as a GPU reads them fastest; InputError where `module` has too few of them."""
+    if not any(isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) for layer in repeated(module)):
+        raise InputError("run.channels_last: this model's blocks have no convolutions: leave it out.")
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Makes torch compile the transformer blocks of `module` when they first run, once for each size of picture."""
+    kinds = set(getattr(module, "_repeated_blocks", None) or ())
+    if not kinds:  # not said by every model: blocks that are no part of others, several of a kind
+        whole = set(getattr(module, "_no_split_modules", None) or ())
+        counted = Counter(type(block).__name__ for block in repeated(module))
+        kinds = {kind for kind in whole if counted[kind] > 1}
+    blocks = [block for block in module.modules() if type(block).__name__ in kinds]
+    if not blocks:
+        raise InputError("run.compile: diffusers names no blocks of this model that repeat: leave it out.")
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    for block in blocks:
+        block.compile(backend=BACKEND, dynamic=False)
+
+
+def repeated(module: nn.Module) -> Iterator[nn.Module]:
+    """What is within the lists of blocks of `module`."""
+    for blocks in module.modules():
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                yield from block.modules()
+
+
+def explained(error: BaseException) -> str | None:
+    """What a person can do about an `error` of these, or None."""
+    if "No viable backend" in str(error) or "No available kernel" in str(error):
+        return "run.attention: torch has no such kernel for this model on this device: choose another, or leave it out."
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        said = str(error).strip().partition("\n")[0]
+        return f"run.compile: torch could not compile this model's blocks here ({said}): leave it out."
+    return None
