@@ -26,8 +26,9 @@ def encode(tokenizer: Any, encoder: Any, texts: Sequence[str], *, limit: int, la
     """States (B, limit, D) behind a `layer`, and which tokens are the text's (B, limit): 1, those of the padding 0."""
     given = tokenizer(list(texts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
     given = given.to(encoder.device)
-    output = encoder(given.input_ids, attention_mask=given.attention_mask, output_hidden_states=True)
-    return output.hidden_states[layer], given.attention_mask
+    inner = layer != -1  # else the states behind all layers need not be kept
+    output = encoder(given.input_ids, attention_mask=given.attention_mask, output_hidden_states=inner, use_cache=False)
+    return output.hidden_states[layer] if inner else output.last_hidden_state, given.attention_mask
 
 
 def tiny_tokenizer() -> Any:

@@ -180,6 +180,11 @@ class Sana(Names, base.Frozen):
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "sana", "modelspec.architecture": "sana/lora"}
 
+    def fingerprint(self, component: str) -> str:
+        own = super().fingerprint(component)
+        # another diffusers may instruct otherwise
+        return f"{own}-{_instruction()}" if component == "text_encoder" else own
+
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether an adapter file with these keys may be for this family; one of attention alone may be for PixArt too."""

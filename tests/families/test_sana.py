@@ -69,6 +69,14 @@ def test_a_caption_comes_behind_the_instruction_and_an_empty_one_alone() -> None
     assert torch.equal(text["states"][0], text["states"][1])
 
 
+def test_what_is_cached_goes_by_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = ("text_encoder", "vae")
+    before = [sana.tiny().fingerprint(part) for part in parts]
+    monkeypatch.setattr(sana, "_instruction", lambda: "Draw well: ")
+    after = [sana.tiny().fingerprint(part) for part in parts]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True]
+
+
 def test_captions_are_read_in_lower_case_without_blanks_around_them() -> None:
     written, plain = sana.tiny().encode_text([" A Dog\n", "a dog"])["states"]
     assert torch.equal(written, plain)
