@@ -68,12 +68,14 @@ _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.")
 _OWN = {
     1: re.compile(
         r"proj_mlp|\.net\.|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_out)\b|\bnorm(1|1_context)?\.linear"
-        r"|_mod_lin|_\d+_modulation_lin|time_text_embed|distilled_guidance|(lora_te|text_encoder)"
+        r"|_mod[._]lin|\d[._]modulation[._]lin|time_text_embed|distilled_guidance|(lora_te|text_encoder)"
     ),
     2: re.compile(r"to_qkv_mlp_proj|\.linear_(in|out)|attn\.to_out\.lora|_stream_modulation|time_guidance_embed"),
 }
 # layers whose numbers out for one in are the generation's: attention and feed-forward, and feed-forward alone
-_WIDENING = {"_linear1": {7: 1, 9: 2}, "_mlp_0": {4: 1, 6: 2}}
+_WIDENING = re.compile(r"(linear1|mlp[._]0)\.lora_(down|A)\.weight$")
+_WIDER = {7: 1, 4: 1, 9: 2, 6: 2}
+_BLOCKS = re.compile(r"single_transformer_blocks\.|(single|double)_blocks[._]")
 
 
 def published_name(path: str) -> str:
@@ -110,22 +112,18 @@ def fused(transformer: Any, component: str) -> dict[str, tuple[str, ...]]:
 def has_blocks(keys: Iterable[str], *, generation: int = 1) -> bool:
     """Whether some key is of a block as only these models have them, and none of a layer of another generation's.
 
-    In kohya's layout the blocks of FLUX.2 and Chroma have the same names: see `generation`.
+    In the published layout the blocks of FLUX.2 and Chroma have the same names: see `generation`.
     """
     keys = list(keys)
-    return any(
-        "single_transformer_blocks." in key or "single_blocks_" in key or "double_blocks_" in key for key in keys
-    ) and not any(_OWN[3 - generation].search(key) for key in keys)
+    return any(map(_BLOCKS.search, keys)) and not any(map(_OWN[3 - generation].search, keys))
 
 
 def generation(tensors: Mapping[str, Tensor]) -> int | None:
-    """1 or 2 by the sizes of an adapter in kohya's layout: the feed-forward of FLUX.2 is gated. None: both may be."""
-    for key, down in tensors.items():
-        layer, found, _ = key.partition(".lora_down.weight")
-        sizes = next((sizes for ending, sizes in _WIDENING.items() if layer.endswith(ending)), None)
-        up = tensors.get(f"{layer}.lora_up.weight")
-        if found and sizes and up is not None and down.ndim == up.ndim == 2:
-            return sizes.get(up.shape[0] // down.shape[1])
+    """1 or 2 by the sizes of an adapter in the published layout: the feed-forward of FLUX.2 is gated. None: either."""
+    for key, first in tensors.items():
+        second = tensors.get(key.replace(".lora_down.", ".lora_up.").replace(".lora_A.", ".lora_B."))
+        if _WIDENING.search(key) and second is not None and first.ndim == second.ndim == 2 and first.numel():
+            return _WIDER.get(second.shape[0] // first.shape[1])
     return None
 
 

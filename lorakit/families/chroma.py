@@ -31,7 +31,8 @@ PARTS = {
 }
 _LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
 # blocks as FLUX's, without the layers of modulation and without CLIP
-_KEY = re.compile(r"(lora_unet_|transformer\.)(?!.*(norm(1|1_context)?\.linear|_mod_|_modulation_|time_text_embed))")
+_MODULATION = r"norm(1|1_context)?\.linear|_mod[._]|[._]modulation[._]|time_text_embed"
+_KEY = re.compile(rf"(lora_unet_|(transformer|diffusion_model)\.)(?!.*({_MODULATION}))")
 
 
 class Settings(source.Settings):

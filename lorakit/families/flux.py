@@ -32,10 +32,10 @@ PARTS = {
     "scheduler": base.SCHEDULER,
 }
 _LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
-_KEY = re.compile(r"lora_(unet|te1?)_|transformer\.(?!distilled)|text_encoder\.")
+_KEY = re.compile(r"lora_(unet|te1?)_|(transformer|diffusion_model)\.(?!distilled)|text_encoder\.")
 # Chroma has the same blocks. These it has not, and an adapter of a whole block has the first where it has the others
-_OWN = re.compile(r"lora_te1?_|text_encoder\.|time_text_embed|\bnorm(1|1_context)?\.linear|_(mod|modulation)_lin\.")
-_FEED_FORWARD = re.compile(r"proj_mlp|single_transformer_blocks\.\d+\.proj_out|single_blocks_\d+_linear")
+_OWN = re.compile(r"lora_te1?_|text_encoder\.|time_text_embed|\bnorm(1|1_context)?\.linear|[._]mod(ulation)?[._]lin\.")
+_FEED_FORWARD = re.compile(r"proj_mlp|single_transformer_blocks\.\d+\.proj_out|single_blocks[._]\d+[._]linear")
 
 
 class Settings(source.Settings):

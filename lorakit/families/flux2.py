@@ -20,11 +20,11 @@ from torch import Tensor
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.types import Text
-from lorakit.families import base, bfl, folders, packing, qwen, source, transformer, vae
+from lorakit.families import base, bfl, packing, qwen, source, transformer, vae
 from lorakit.families.protocol import Description
 
 _DEV = "Flux2Pipeline"
-PIPELINES = ("Flux2KleinPipeline", _DEV)  # this is refused with a better reason than that nothing reads it
+PIPELINES = ("Flux2KleinPipeline", _DEV)  # which is refused, with a better reason than that nothing reads it
 _INDEX = "model_index.json"
 PARTS = {
     "transformer": "config.json",
@@ -35,7 +35,7 @@ PARTS = {
 }
 TOKENS = 512  # of a caption and what it is wrapped in: max_sequence_length of the stock pipeline
 _LATENTS = 128  # along a side, at the size the stock pipeline draws where none is said: no configuration says it
-_KEY = re.compile(r"transformer\.|lora_unet_")
+_KEY = re.compile(r"transformer\.|lora_unet_|diffusion_model\.")
 _SMALL = 5  # blocks of two streams in the model of 4 billion weights; in that of 9 billion there are more
 
 
@@ -47,8 +47,7 @@ class Settings(source.Settings):
 
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
-    _refuse_dev(settings)
-    model = source.described(settings, PARTS, PIPELINES)
+    model = _klein(source.described(settings, PARTS, PIPELINES))
     factor, config = vae.factor(model.folder), model.config("transformer")
     return transformer.describe(
         model,
@@ -63,13 +62,13 @@ def describe(settings: Settings) -> Description:
     )
 
 
-def _refuse_dev(settings: Settings) -> None:
-    folder = folders.resolve(settings.path, weights=False)
-    if (folder / _INDEX).is_file() and folders.read_config(folder, "", _INDEX).get("_class_name") == _DEV:
+def _klein(model: source.Source) -> source.Source:
+    if model.config("", _INDEX)["_class_name"] == _DEV:
         raise InputError(
-            f"model.path = {printable(folder)} is FLUX.2 dev, whose text encoder (Mistral) is not known here: "
+            f"model.path = {printable(model.folder)} is FLUX.2 dev, whose text encoder (Mistral) is not known here: "
             "give FLUX.2 klein."
         )
+    return model
 
 
 def _wrapped(folder: Path) -> tuple[Any, Any]:
@@ -80,8 +79,7 @@ def _wrapped(folder: Path) -> tuple[Any, Any]:
 
 def load(settings: Settings) -> "Flux2":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
-    _refuse_dev(settings)
-    return Flux2(source.opened(settings, PARTS, PIPELINES))
+    return Flux2(_klein(source.opened(settings, PARTS, PIPELINES)))
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -205,7 +203,7 @@ def _places(like: Tensor, *sides: int) -> Tensor:
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether an adapter file with these keys may be for this family; kohya's names may be Chroma's too."""
+    """Whether an adapter file with these keys may be for this family; published names may be Chroma's too."""
     keys = list(keys)
     return bfl.has_blocks(keys, generation=2) and all(_KEY.match(key) for key in keys)
 

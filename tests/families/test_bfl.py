@@ -59,3 +59,14 @@ def test_kohyas_files_are_read_by_the_stock_loader_at_the_published_width_alone(
     with torch.device("meta"):
         narrow = FluxTransformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=2)
     assert bfl.stock_formats(narrow) == ("diffusers",)
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [((4, 36), 2), ((4, 28), 1), ((4, 12), None), ((0, 0), None)])
+def test_a_generation_is_told_by_numbers_out_for_one_in(numbers: tuple[int, int], expected: int | None) -> None:
+    ins, outs = numbers
+    pair = torch.ones(2, ins), torch.ones(outs, 2)
+    for ends in (("lora_down", "lora_up"), ("lora_A", "lora_B")):
+        file = {f"single_blocks.0.linear1.{end}.weight": tensor for end, tensor in zip(ends, pair, strict=True)}
+        assert bfl.generation(file) == expected
+        del file[f"single_blocks.0.linear1.{ends[1]}.weight"]
+        assert bfl.generation(file) is None

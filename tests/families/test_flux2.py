@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lorakit import families
 from lorakit.core.errors import InputError
 from lorakit.data.cache import fill_text, text_key
 from lorakit.data.shards import Cache
 from lorakit.export import DIALECTS, read_adapter, write_verified
-from lorakit.families import chroma, flux, flux2
+from lorakit.export.fused import fuse
+from lorakit.families import bfl, chroma, flux, flux2
 from lorakit.sampling.pictures import Request
 from lorakit.verbs.sample import sample
 from tests.families.test_flux import BLOCKS, adapter
@@ -37,6 +40,29 @@ def test_dev_is_refused_by_name(tmp_path: Path, ask: Any) -> None:
     dev = folder(tmp_path, _class_name="Flux2Pipeline")
     with pytest.raises(InputError, match=r"is FLUX\.2 dev, whose text encoder \(Mistral\)"):
         ask(families.named_at(dev), dev)
+
+
+def test_the_transformer_is_read_from_the_file_that_was_published(tmp_path: Path) -> None:
+    family, config = flux2.tiny(), flux2.tiny().path
+    wanted = family.transformer.state_dict()
+    file = {}
+    for name, weight in wanted.items():
+        path = name.removesuffix(".weight")
+        norm = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.attn\.norm_(added_)?([qk])", path)
+        if norm:
+            stream = "norm" if norm[1] else f"{'txt' if norm[3] else 'img'}_attn.norm"
+            block = f"{'single' if norm[1] else 'double'}_blocks.{norm[2]}"
+            file[f"{block}.{stream}.{'query' if norm[4] == 'q' else 'key'}_norm.scale"] = weight
+        elif path == "norm_out.linear":
+            file["final_layer.adaLN_modulation.1.weight"] = torch.cat(weight.chunk(2)[::-1])
+        elif bfl.published_name(path) != path:
+            file[f"{bfl.published_name(path)}.weight"] = weight
+    for whole, group in family.fused.items():
+        weights = [wanted[f"{part.removeprefix('transformer.')}.weight"] for part in group]
+        file[f"{whole.removeprefix('transformer.')}.weight"] = torch.cat(weights)
+    save_file(file, tmp_path / "klein.safetensors")
+    read = families.load("flux2", str(tmp_path / "klein.safetensors"), config=str(config))
+    assert all(torch.equal(read.components["transformer"].state_dict()[key], wanted[key]) for key in wanted)
 
 
 @torch.no_grad()
@@ -153,10 +179,16 @@ def test_layers_that_the_stock_loader_drops_are_read_back_by_lorakit(tmp_path: P
         (flux2, "transformer_blocks.0.attn", ["chroma", "flux", "flux2"]),  # of the same sizes
     ],
 )
-def test_files_of_kohyas_layout_are_told_apart_by_their_sizes(module: Any, layers: str, expected: list[str]) -> None:
-    state = adapter(module.tiny(), (f"transformer.{layers}",))
-    tensors, _ = DIALECTS.module("kohya").write(state, module.tiny(), {})
-    assert families.recognised(tensors) == expected
+def test_files_of_published_names_are_told_apart_by_sizes(module: Any, layers: str, expected: list[str]) -> None:
+    family = module.tiny()
+    state = adapter(family, (f"transformer.{layers}",))
+    kohya, _ = DIALECTS.module("kohya").write(state, family, {})
+    comfyui = {}
+    for name, tensor in fuse(state, family).tensors.items():
+        component, path, ending = re.split(r"\.(?=lora_)|(?<=transformer)\.", name)
+        comfyui[f"diffusion_model.{family.original_name(component, path)}.{ending}"] = tensor
+    assert families.recognised(comfyui) == expected
+    assert families.recognised(kohya) == expected
 
 
 @pytest.mark.parametrize(
