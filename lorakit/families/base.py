@@ -42,7 +42,7 @@ class Frozen(Names):
         self.source = source
         self.path = source.folder
         self.vae = self.components["vae"]
-        self.dtype = torch.float32
+        self.dtype = source.dtype or torch.float32
         self.factor = vae.factor(source.folder)
         self.side_multiple = self.drawing_multiple = self.factor * patch
 

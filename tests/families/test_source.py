@@ -135,6 +135,7 @@ def test_weights_are_read_and_kept_in_the_precision_that_is_said() -> None:
     family = families.load_settings(families.validate_settings({"family": "sd3", "path": path}), precision="bf16")
     assert family.dtype == torch.bfloat16
     kept = families.load("sd3", path, dtype="fp16")
+    assert kept.dtype == torch.float16
     kept.to("cpu", torch.float32)
     for own, dtype in ((family, torch.bfloat16), (kept, torch.float16)):
         assert own.components["transformer"].dtype == dtype
