@@ -41,12 +41,11 @@ def record_calls(family: Family) -> Calls:
     """What backbone and text encoders of `family` are called with for two captions, noisy latents and two times."""
     parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
     device = next(parts[family.backbone].parameters()).device
-    side = 8 * family.side_multiple
+    shape = family.latent_shape(*[8 * family.side_multiple] * 2)
     with _listening(parts) as calls:
         # what the model answers does not matter here; it may be in training, where dropout would move the generator
         with torch.no_grad(), torch.random.fork_rng(devices=[]), adapters_disabled(parts):
-            shape = family.encode_images(torch.zeros(2, 3, side, side, device=device)).shape
-            x_t = torch.randn(shape, generator=generator("probe", "latents")).to(device)
+            x_t = torch.randn(2, *shape, generator=generator("probe", "latents")).to(device)
             t = family.process.at(torch.tensor([0.2, 0.7], device=device))
             family.predict(x_t, t, family.encode_text(CAPTIONS))
     return calls
@@ -85,8 +84,9 @@ def _listening(parts: Modules) -> Iterator[Calls]:
 
 
 def stock_components(pipeline: Any, family: Names) -> dict[str, nn.Module]:
-    """The components of a stock pipeline that an adapter may be in."""
-    return {name: getattr(pipeline, name) for name in (family.backbone, *family.text_encoders)}
+    """The components of a stock pipeline that an adapter may be in, but for those that it was read without."""
+    parts = {name: getattr(pipeline, name) for name in (family.backbone, *family.text_encoders)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def largest(outputs: list[Tensor]) -> float:

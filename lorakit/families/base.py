@@ -1,6 +1,6 @@
 """What families do alike: a class of each of their two kinds, of names of layers and of a frozen model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Frozen(Names):
     """A model on a VAE's latents, in patches of `patch` × `patch`; see `protocol.Family`."""
 
     pipelines: Mapping[str, str]
+    stock_options: Mapping[str, Any] = {}  # of the stock pipeline's class
 
     def __init__(self, source: Source, components: Mapping[str, Any], *, patch: int = 1) -> None:
         super().__init__(components)
@@ -58,6 +59,10 @@ class Frozen(Names):
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    def stock_pipeline(self, *, without: Iterable[str] = ()) -> Any:
+        options = {**self.stock_options, **dict.fromkeys(without)}
+        return self.source.stock_pipeline(self.pipelines["text"], **options)
 
     def fingerprint(self, component: str) -> str:
         tokenizer = component.replace("text_encoder", "tokenizer")

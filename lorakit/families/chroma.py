@@ -149,9 +149,6 @@ class Chroma(Names, base.Frozen):
             pipeline._prepare_attention_mask = prepare_truly
         return t5.with_limit(pipeline, self.token_limit)
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "flux1", "modelspec.architecture": "chroma/lora"}
 

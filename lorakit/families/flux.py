@@ -159,9 +159,6 @@ class Flux(Names, base.Frozen):
         pipeline = base.pipeline(self, task, tokenizer=self.tokenizer, tokenizer_2=self.tokenizer_2)
         return t5.with_limit(pipeline, self.token_limit)
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         variant = "schnell" if self.guidance is None else "dev"
         return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{variant}/lora"}

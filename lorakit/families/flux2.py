@@ -188,9 +188,6 @@ class Flux2(Names, base.Frozen):
             )
         return {"guidance_scale": scale, "negative_prompt_embeds": self.encode_text([negative_prompt])["states"]}
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         size = "4b" if self.components["transformer"].config.num_layers <= _SMALL else "9b"
         return {"ss_base_model_version": "flux2", "modelspec.architecture": f"Flux.2-klein-{size}/lora"}

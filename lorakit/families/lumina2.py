@@ -180,9 +180,6 @@ class Lumina2(Names, base.Frozen):
         pipeline.system_prompt = self.system_prompt
         return pipeline
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "lumina2", "modelspec.architecture": "lumina-2/lora"}
 

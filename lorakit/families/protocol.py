@@ -122,8 +122,8 @@ class Family(Names, Protocol):
         """The stock pipeline for a `task` of `pipelines` around these very components, adapters included."""
         ...
 
-    def stock_pipeline(self) -> Any:
-        """A fresh stock pipeline in fp32 from the same files."""
+    def stock_pipeline(self, *, without: Iterable[str] = ()) -> Any:
+        """A fresh stock pipeline in fp32 from the same files; components that it is `without` are not read."""
         ...
 
     def metadata(self) -> dict[str, str]:

@@ -171,9 +171,6 @@ class QwenImage(Names, base.Frozen):
         """The stock pipeline guides only where it is told a negative prompt, if a blank one."""
         return {"true_cfg_scale": scale, "negative_prompt": negative_prompt if scale > 1 else None}
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "qwen_image", "modelspec.architecture": "Qwen-Image/lora"}
 

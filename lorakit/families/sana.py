@@ -174,9 +174,6 @@ class Sana(Names, base.Frozen):
         """The stock pipeline takes no None for a negative prompt."""
         return {"guidance_scale": scale, "negative_prompt": negative_prompt}
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "sana", "modelspec.architecture": "sana/lora"}
 

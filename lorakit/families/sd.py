@@ -84,6 +84,7 @@ class StableDiffusion(Names, base.Frozen):
         "unet": unet.TARGETS,
         "text_encoder": clip.TARGETS,
     }
+    stock_options = {"safety_checker": None}
     default_format = "kohya"
     stock_formats = ("diffusers", "kohya")
     pipelines = {
@@ -123,9 +124,6 @@ class StableDiffusion(Names, base.Frozen):
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"], safety_checker=None)
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads

@@ -169,10 +169,10 @@ class StableDiffusion3(Names, base.Frozen):
         )
         return t5.with_limit(pipeline, self.max_sequence_length)
 
-    def stock_pipeline(self) -> Any:
+    @property
+    def stock_options(self) -> Mapping[str, Any]:  # type: ignore[override]
         # without these words it would ask for a T5 that the folder does not have
-        absent = {} if self.text_encoder_3 is not None else {"text_encoder_3": None, "tokenizer_3": None}
-        return self.source.stock_pipeline(self.pipelines["text"], **absent)
+        return {} if self.text_encoder_3 is not None else {"text_encoder_3": None, "tokenizer_3": None}
 
     def metadata(self) -> dict[str, str]:
         config: Any = self.components["transformer"].config

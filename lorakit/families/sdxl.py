@@ -87,6 +87,7 @@ class StableDiffusionXL(Names, base.Frozen):
         "text_encoder": clip.TARGETS,
         "text_encoder_2": clip.TARGETS,
     }
+    stock_options = {"add_watermarker": False}
     default_format = "kohya"
     stock_formats = ("diffusers", "kohya")
     pipelines = {
@@ -149,9 +150,6 @@ class StableDiffusionXL(Names, base.Frozen):
             force_zeros_for_empty_prompt=self.zeros_for_empty,
             add_watermarker=False,
         )
-
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"], add_watermarker=False)
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -92,11 +92,11 @@ class Source:
         return {name: found[name] for name in (*kinds, "vae")}
 
     def stock_pipeline(self, kind: str, **options: Any) -> Any:
-        """A fresh stock pipeline of the class `kind` in fp32; `options` are its class's own."""
+        """A fresh stock pipeline of the class `kind` in fp32; `options` are its class's own, and parts given to it."""
         import diffusers
 
         parts = [path.parent for path in self.folder.glob(f"*/*{SINGLE}")]
-        kinds = folders.classes(self.folder)
+        kinds = {name: made for name, made in folders.classes(self.folder).items() if name not in options}
         elsewhere = {name: kinds[name] for name in self._elsewhere(kinds)}
         options = {**self._read(elsewhere, None), **options}
         return folders.load_pipeline(getattr(diffusers, kind), self.folder, parts, self._said("variant"), **options)

@@ -139,9 +139,6 @@ class ZImage(Names, base.Frozen):
         """The stock pipeline counts guidance from 0: its 0 is our 1, none, and so on."""
         return {"guidance_scale": max(scale - 1, 0.0), "negative_prompt": negative_prompt or None}
 
-    def stock_pipeline(self) -> Any:
-        return self.source.stock_pipeline(self.pipelines["text"])
-
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "zimage", "modelspec.architecture": "z-image/lora"}
 

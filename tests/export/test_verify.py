@@ -11,7 +11,7 @@ from lorakit.core.errors import VerificationError
 from lorakit.core.files import sha256_file
 from lorakit.export import DIALECTS, write_verified
 from lorakit.export.probe import record_calls, stock_components
-from lorakit.families import FAMILIES
+from lorakit.families import FAMILIES, folders
 from tests.export.tiny import base, calls, equal, family, made, predictions
 
 
@@ -39,6 +39,25 @@ def test_the_stock_loader_gives_the_very_bits(tmp_path, format: str, alpha: floa
     got = calls().answer(stock_components(pipeline, family()))
     assert equal(got, predictions((state, 1.0)))
     assert not any(torch.equal(got[name][0], base()[name][0]) for name in ("unet", "text_encoder"))
+
+
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_parts_without_an_adapter_are_not_read(name: str, tmp_path, monkeypatch) -> None:
+    model, read = FAMILIES.module(name).tiny(), []
+    layer = next(key for key, part in model.components[model.backbone].named_modules() if key.endswith("to_q"))
+    rows, columns = model.components[model.backbone].get_submodule(layer).weight.shape
+    key = f"{model.backbone}.{layer}"
+    pair = {f"{key}.lora_A.weight": torch.ones(2, columns), f"{key}.lora_B.weight": torch.ones(rows, 2)}
+    state = AdapterState("lora", pair, {key: 2.0})
+    honest = folders.load_pipeline
+    monkeypatch.setattr(
+        folders, "load_pipeline", lambda *args, **options: read.append(honest(*args, **options)) or read[-1]
+    )
+    write_verified(state, tmp_path / "a.safetensors", family=model)
+    for pipeline in read:
+        parts = {key for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        assert parts == {model.backbone}
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(("format", "reader"), [("peft", "peft"), ("lorakit", "lorakit")])
