@@ -124,7 +124,10 @@ DATASET = ["data.sources.0.path=dataset"]
 FINDING = ["optimizer.lr=1.0", "optimizer.d_coef=50.0", "run.steps=10"]  # Prodigy moves its estimate
 EMA = ["run.ema.decay=0.5"]
 FOR_GOOD = ["data.validation=0.5", "run.validate_every=1"]
+INPAINT = ["model.path=inpaint", "data.sources.0.mask_path=masks"]
 PROMPT = ["sample.prompts=['thing']", "sample.steps=1", "sample.width=32", "sample.height=32", "run.sample_every=1"]
+
+OVER = [*PROMPT, "model.path=inpaint", "sample.image=one/0.png", "sample.mask=masks/0.png"]
 
 # the change, or what both runs have and the change
 CASES: dict[str, str | tuple[list[str], str]] = {
@@ -250,6 +253,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "data.sources.0.jitter_variants": (["data.sources.0.color_jitter=0.5"], "data.sources.0.jitter_variants=3"),
     "data.sources.0.background": (["data.sources.0.path=clear"], "data.sources.0.background=#112233"),
     "data.sources.0.mask": (["data.sources.0.path=clear"], "data.sources.0.mask=alpha"),
+    "data.sources.0.mask_means": (INPAINT, "data.sources.0.mask_means=repaint"),
     "data.sources.0.mask_floor": (["data.sources.0.mask_path=masks"], "data.sources.0.mask_floor=0.5"),
     "data.buckets.resolution": "data.buckets.resolution=40",
     "data.buckets.multiple": "data.buckets.multiple=16",
@@ -304,6 +308,8 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "sample.seed": (PROMPT, "sample.seed=3"),
     "sample.width": (PROMPT, "sample.width=64"),
     "sample.height": (PROMPT, "sample.height=64"),
+    "sample.image": (OVER, "sample.image=two/0.png"),
+    "sample.mask": (OVER, "sample.mask=masks/2.png"),
 }
 OPTIONS = options()
 # what would say nothing in these runs, and is refused
@@ -338,6 +344,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _pictures(folder / "masks", None, mode="L")
     _dataset(folder / "dataset")
     model = sd.tiny().path
+    (folder / "inpaint").symlink_to(sd.tiny("inpaint").path)
     for name, scheduler in {"v": {"prediction_type": "v_prediction"}, "other": {"beta_end": 0.02}}.items():
         shutil.copytree(model, folder / name)
         file = folder / name / "scheduler" / "scheduler_config.json"

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 Text = Mapping[str, Tensor]
 """Conditioning of a batch, tensors of (B, …) by the name that the family gave them, e.g. {"states": (B, L, D)}."""
+
+
+Task = Literal["text", "inpaint"]
+"""What a model was made for: to draw from text, or to paint a part of a picture anew."""
 
 
 class Place(NamedTuple):
@@ -59,7 +63,8 @@ class Batch:
     and width, the crop's top and left, and the target's height and width, all in pixels (SDXL's conditioning: Podell et
     al. 2023, arXiv:2307.01952, §2.2). `mask` (B, 1, h, w) says in 0 … 1 what of a picture counts; None: all of it.
     `extra` are further random numbers of the samples, (B, …) by name, which the objective asked for; validation has
-    none.
+    none. `given` is what the model is shown besides the caption, (B, …) by name, for `Family.encode_given` to make
+    `beside` of (B, K, h, w), which the backbone sees beside x_t; objectives need not know of either.
     """
 
     keys: tuple[str, ...]
@@ -76,6 +81,8 @@ class Batch:
     mask: Tensor | None = None
     pixels: Tensor | None = None
     extra: Mapping[str, Tensor] | None = None
+    given: Mapping[str, Tensor] | None = None
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True)

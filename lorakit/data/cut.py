@@ -41,6 +41,10 @@ class PictureSettings(Settings):
     """What of a picture counts in the loss: what its mask picture says, where it has one; what is not transparent; or
     all of it."""
 
+    mask_means: Literal["loss", "repaint"] = "loss"
+    """What a mask picture says: what counts in the loss; or, to an inpainting model, what is to be painted anew (white)
+    and what is shown to it. Where nothing says the latter, it is drawn at random for each sample."""
+
     mask_floor: float = Field(default=0.0, ge=0.0, le=1.0)
     """What counts least: a mask's values below it are raised to it."""
 
@@ -52,6 +56,10 @@ class PictureSettings(Settings):
             raise ValueError('background has no effect with mask = "alpha": remove one of them.')
         if self.mask == "none" and self.mask_floor:
             raise ValueError('mask_floor has no effect with mask = "none": remove one of them.')
+        if self.mask_means == "repaint" and self.mask != "auto":
+            raise ValueError(f'mask_means = "repaint" is of mask pictures, not of mask = "{self.mask}": remove one.')
+        if self.mask_means == "repaint" and self.mask_floor:
+            raise ValueError('mask_floor has no effect with mask_means = "repaint": remove one of them.')
         return self
 
     @field_validator("background")

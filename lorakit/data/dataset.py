@@ -18,7 +18,7 @@ from pydantic import Field
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.settings import Neutral, Settings
-from lorakit.core.types import Example, Place
+from lorakit.core.types import Example, Place, Task
 from lorakit.data.buckets import Bucket, BucketSettings, bucket_ids, make_buckets, size_problem
 from lorakit.data.cache import default_folder, latent_key, refuse_within
 from lorakit.data.captions import class_caption, draw_caption, variants
@@ -72,7 +72,8 @@ class DataSettings(Settings):
 class Dataset:
     """All examples with what may be drawn of them; `bucket_ids` (N, R) are indices of `buckets`, -1 for none.
 
-    `class_texts` is which texts the objective compares captions with: none, those of the class, or no words at all.
+    `class_texts` is which texts the objective compares captions with: none, those of the class, or no words at all;
+    `task` is what the model was made for, which says what it is shown beside a caption.
     """
 
     examples: Examples
@@ -82,6 +83,7 @@ class Dataset:
     bucket_ids: NDArray[Any]
     plan: Plan
     class_texts: ClassTexts = None
+    task: Task = "text"
 
     @property
     def cached_latents(self) -> bool:
@@ -261,6 +263,7 @@ def survey(
     steps: int | None = None,
     epochs: int | None = None,
     class_texts: ClassTexts = None,
+    task: Task = "text",
     on_progress: Callable[[int], object] | None = None,
 ) -> Survey:
     """Reads the sources and plans the training; no model is touched, and what is wrong is told in the report.
@@ -306,7 +309,7 @@ def survey(
             global_batch=global_batch,
             content=_content(examples),
         )
-        data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan, class_texts)
+        data = Dataset(examples, settings, found.storages, tuple(buckets), ids, plan, class_texts, task)
         last_step = steps or plan.steps_in(epochs or 1)
         problems += [*_leaks(examples), *_gaps(plan, last_step=last_step)]
         idle = _idle(plan, settings.sources, last_step=last_step)

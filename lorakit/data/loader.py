@@ -21,6 +21,7 @@ from lorakit.data.cache import Cache, text_key
 from lorakit.data.dataset import Dataset
 from lorakit.data.images import Cut, crop_info, pool_mask
 from lorakit.data.plan import GlobalBatch, Plan
+from lorakit.data.repaint import draw_mask
 
 LOOKED_AT = 2_000  # steps, some 50 µs each
 
@@ -137,12 +138,14 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A sample's picture, as latents or as pixels, with its mask in 0 … 1 at the latents' size."""
+    """A sample's picture, as latents or as pixels, with its mask in 0 … 1 at the latents' size, and what the model is
+    `given` beside its caption."""
 
     size: Tensor
     latents: Tensor | None
     pixels: Tensor | None
     mask: Tensor | None
+    given: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class _Samples:
             for entry, n in zip(entries, numbers)
         ]
         seen = [
-            self._seen(entry, self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")))
+            self._seen(entry, self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")), partial(self._of, n))
             for entry, n in zip(entries, numbers)
         ]
         shape = self.latent_shapes[bucket]
@@ -202,7 +205,7 @@ class _Samples:
             [entry] * draws,
             list(range(draws)),
             [self.data.captions_of(entry)[0]] * draws,
-            [self._seen(entry, cut)] * draws,
+            [self._seen(entry, cut, partial(generator, self.seed, self.data.examples.keys[entry]))] * draws,
             classes=[None] * draws,
             quantile=torch.stack([(k + torch.rand((), generator=g)) / draws for k, g in enumerate(generators)]),
             noise=torch.stack([torch.randn(shape, generator=g) for g in generators]),
@@ -238,24 +241,34 @@ class _Samples:
             sizes=torch.stack([s.size for s in seen]),
             mask=_masks(seen, noise.shape[-2:]),
             extra=extra,
+            given=_stacked([s.given for s in seen]) or None,
         )
 
-    def _seen(self, entry: int, cut: Cut) -> _Seen:
+    def _seen(self, entry: int, cut: Cut, of: Callable[[str], torch.Generator]) -> _Seen:
+        """A sample's picture; what is random of what the model is given is drawn from `of` a purpose."""
         example, source = self.data.examples[entry], self.data.source_of(entry)
         info = crop_info(example.size, cut)
         width, height = example.size
         size = torch.tensor([height, width, info.top, info.left, cut.bucket.height, cut.bucket.width])
-        if self.data.cached_latents:
+        cached, given = self.data.cached_latents, {}
+        if self.data.task == "inpaint" or not cached:
+            prepared = self.data.picture(entry, cut)
+        if cached:
             stored = self.cache.read(self.data.latent_key(entry, cut, fingerprint=self.latents_fingerprint))
             latents, pixels, mask = stored["latents"], None, stored.get("mask")
         else:
-            prepared = self.data.picture(entry, cut)
             latents, pixels = None, prepared.pixels
             height, width = self.latent_shapes[cut.bucket][-2:]
             mask = None if prepared.mask is None else pool_mask(prepared.mask, (height, width))
+        if self.data.task == "inpaint":
+            said = prepared.mask if source.mask_means == "repaint" else None
+            hidden = draw_mask(*cut.bucket, of("repaint")) if said is None else (said >= 0.5).float()
+            given = {"pixels": prepared.pixels, "mask": hidden}
+        if source.mask_means == "repaint":
+            mask = None
         if mask is not None:
             mask = mask.float().clamp(min=source.mask_floor)
-        return _Seen(size, latents, pixels, mask)
+        return _Seen(size, latents, pixels, mask, given)
 
     def _of(self, n: int, purpose: str) -> torch.Generator:
         return generator(self.seed, n, purpose)

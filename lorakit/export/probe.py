@@ -5,6 +5,7 @@ parts. Nothing here knows what a call looks like, so it serves every family.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,9 @@ def record_calls(family: Family) -> Calls:
 def record_drawing(pipeline: Any, names: Names) -> Calls:
     """The same of a stock pipeline, as it draws small pictures of two captions in two steps."""
     side = 8 * pipeline.vae_scale_factor
+    shown = {}
+    if "mask_image" in inspect.signature(pipeline.__call__).parameters:  # what it paints over
+        shown = {"image": torch.zeros(2, 3, side, side), "mask_image": torch.ones(2, 1, side, side), "strength": 1.0}
     with _listening(stock_components(pipeline, names)) as calls:
         pipeline(
             prompt=list(CAPTIONS),
@@ -63,6 +67,7 @@ def record_drawing(pipeline: Any, names: Names) -> Calls:
             guidance_scale=1.0,
             generator=generator("probe", "latents"),
             output_type="latent",
+            **shown,
         )
     return calls
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.core.types import Task
 from lorakit.families import folders, vae
 from lorakit.families.source import Source
 
@@ -35,6 +36,7 @@ class Names:
 class Frozen(Names):
     """A model on a VAE's latents, in patches of `patch` × `patch`; see `protocol.Family`."""
 
+    task: Task = "text"
     pipelines: Mapping[str, str]
     stock_options: Mapping[str, Any] = {}  # of the stock pipeline's class
 
@@ -62,7 +64,7 @@ class Frozen(Names):
 
     def stock_pipeline(self, *, without: Iterable[str] = ()) -> Any:
         options = {**self.stock_options, **dict.fromkeys(without)}
-        return self.source.stock_pipeline(self.pipelines["text"], **options)
+        return self.source.stock_pipeline(self.pipelines[self.task], **options)
 
     def fingerprint(self, component: str) -> str:
         tokenizer = component.replace("text_encoder", "tokenizer")

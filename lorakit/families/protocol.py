@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lorakit.core.types import Process, Text
+from lorakit.core.types import Process, Task, Text
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Description:
     pipeline draws; `resolution` the side it was trained at, in `process`; `token_limit` how many tokens of a caption
     count, with `count_tokens(caption)` in the same unit. `backbone`, `default_targets` and `lora_prefixes` are the
     family's own; `weight_shapes(component)` gives the shapes of the weights of its layers by name, empty where the
-    files are not here. A picture of (width, height) is `latent_size` numbers, a caption `text_size`.
+    files are not here. A picture of (width, height) is `latent_size` numbers, a caption `text_size`. `task` is what the
+    model was made for.
     """
 
     side_multiple: int
@@ -33,6 +34,7 @@ class Description:
     weight_shapes: Callable[[str], Mapping[str, tuple[int, ...]]]
     latent_size: Callable[[int, int], int]
     text_size: int
+    task: Task = "text"
 
 
 class Names(Protocol):
@@ -74,9 +76,11 @@ class Family(Names, Protocol):
 
     All but the VAE is kept in `dtype`. `default_targets` gives, for the backbone and each text encoder, the endings of
     the names of the modules that an adapter goes into. `stock_formats` are those that the stock pipeline loads for a
-    model of this size; files of other formats are read back by lorakit alone. `pipelines` are the classes of the stock
-    pipelines by what they draw from: "text", and where there are such, "image" and "inpaint". Sides of training
-    pictures are multiples of `side_multiple` pixels, of what the stock pipeline draws multiples of `drawing_multiple`.
+    model of this size; files of other formats are read back by lorakit alone. `task` is what the model was made for,
+    and `pipelines` are the classes of the stock pipelines by what they draw from: "text", and where there are such,
+    "image" and "inpaint". Sides of training pictures are multiples of `side_multiple` pixels, of what the stock
+    pipeline draws multiples of `drawing_multiple`. Those of other tasks than "text" have `encode_given`, and `predict`
+    takes `beside`.
     """
 
     path: Path
@@ -85,6 +89,7 @@ class Family(Names, Protocol):
     default_targets: Mapping[str, tuple[str, ...]]
     default_format: str
     stock_formats: tuple[str, ...]
+    task: Task
     pipelines: Mapping[str, str]
     side_multiple: int
     drawing_multiple: int
@@ -105,12 +110,21 @@ class Family(Names, Protocol):
         """
         ...
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
+    def encode_given(self, given: Mapping[str, Tensor]) -> Tensor:
+        """What the backbone sees beside x_t, (B, K, h, w).
+
+        Of "pixels" (B, 3, H, W) in -1 … 1 and "mask" (B, 1, H, W), 1 where they are to be painted anew and else 0.
+        """
+        ...
+
+    def predict(
+        self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
         """What the backbone says, in the sense of the process's prediction type; `t` (B,) in the process's unit.
 
         `text` is all that does not change with t, under the names that this family's encoders gave it. `sizes` (B, 6)
         are a batch's, for a family that is told them; None: of uncropped pictures of the latents' size, as the stock
-        pipeline says when nothing else is asked for.
+        pipeline says when nothing else is asked for. `beside` is `encode_given`'s; None: of nothing that is shown.
         """
         ...
 

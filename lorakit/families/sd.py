@@ -13,11 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lorakit.core.types import Text
+from lorakit.core.types import Task, Text
 from lorakit.families import base, clip, emphasis, sgm, source, unet, vae
 from lorakit.families.protocol import Description
 
-PIPELINES = ("StableDiffusionPipeline",)
+TASKS: Mapping[Task, Mapping[str, str]] = {
+    "text": {
+        "text": "StableDiffusionPipeline",
+        "image": "StableDiffusionImg2ImgPipeline",
+        "inpaint": "StableDiffusionInpaintPipeline",
+    },
+    "inpaint": {"inpaint": "StableDiffusionInpaintPipeline"},
+}
+PIPELINES = tuple(pipelines[task] for task, pipelines in TASKS.items())
 PARTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -77,7 +85,7 @@ class Names(base.Names):
         return clip.single_file_key(path, "cond_stage_model")
 
 
-class StableDiffusion(Names, base.Frozen):
+class StableDiffusion(Names, unet.Model):
     """The family `sd`; see `protocol.Family`."""
 
     default_targets = {
@@ -87,21 +95,15 @@ class StableDiffusion(Names, base.Frozen):
     stock_options = {"safety_checker": None}
     default_format = "kohya"
     stock_formats = ("diffusers", "kohya")
-    pipelines = {
-        "text": "StableDiffusionPipeline",
-        "image": "StableDiffusionImg2ImgPipeline",
-        "inpaint": "StableDiffusionInpaintPipeline",
-    }
+    tasks = TASKS
 
     def __init__(self, model: source.Source) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
         super().__init__(model, model.components(unet=UNet2DConditionModel, text_encoder=CLIPTextModel))
-        self.unet, self.text_encoder = self.components["unet"], self.components["text_encoder"]
+        self.text_encoder = self.components["text_encoder"]
         self.tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
-        self.process = unet.process(model)
-        self.drawing_multiple = vae.drawing_multiple(self.factor)
         self.token_limit = self.tokenizer.model_max_length
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
@@ -112,8 +114,11 @@ class StableDiffusion(Names, base.Frozen):
         states = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
         return {"states": states if weights is None else emphasis.weigh(states, weights.to(device))}
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
-        return self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text["states"].to(self.dtype)).sample
+    def predict(
+        self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
+        states = text["states"].to(self.dtype)
+        return self.unet(self.sample(x_t, beside), t, encoder_hidden_states=states).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
         return base.pipeline(
@@ -141,9 +146,10 @@ def recognises(keys: Iterable[str]) -> bool:
 
 
 @functools.cache
-def tiny() -> StableDiffusion:
+def tiny(task: Task = "text") -> StableDiffusion:
     """A random instance that runs in milliseconds: VAE factor 4, 16 tokens, folder under the system's temporary one."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    import diffusers
+    from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     folder = Path(tempfile.mkdtemp(prefix="lorakit-tiny-sd-"))
@@ -152,6 +158,7 @@ def tiny() -> StableDiffusion:
         torch.manual_seed(0)
         backbone = UNet2DConditionModel(
             sample_size=8,
+            in_channels=unet.channels(task, 4),
             block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -162,7 +169,7 @@ def tiny() -> StableDiffusion:
         )
         autoencoder = vae.tiny()
         text_encoder = CLIPTextModel(clip.tiny_config(tokenizer))
-    StableDiffusionPipeline(
+    getattr(diffusers, TASKS[task][task])(
         vae=autoencoder,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

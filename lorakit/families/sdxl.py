@@ -13,11 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lorakit.core.types import Text
+from lorakit.core.types import Task, Text
 from lorakit.families import base, clip, emphasis, sgm, source, unet, vae
 from lorakit.families.protocol import Description
 
-PIPELINES = ("StableDiffusionXLPipeline",)
+TASKS: Mapping[Task, Mapping[str, str]] = {
+    "text": {
+        "text": "StableDiffusionXLPipeline",
+        "image": "StableDiffusionXLImg2ImgPipeline",
+        "inpaint": "StableDiffusionXLInpaintPipeline",
+    },
+    "inpaint": {"inpaint": "StableDiffusionXLInpaintPipeline"},
+}
+PIPELINES = tuple(pipelines[task] for task, pipelines in TASKS.items())
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 PARTS = {
     "unet": "config.json",
@@ -79,7 +87,7 @@ class Names(base.Names):
         return sgm.blocks(self.components["unet"].config)
 
 
-class StableDiffusionXL(Names, base.Frozen):
+class StableDiffusionXL(Names, unet.Model):
     """The family `sdxl`; see `protocol.Family`."""
 
     default_targets = {
@@ -90,11 +98,7 @@ class StableDiffusionXL(Names, base.Frozen):
     stock_options = {"add_watermarker": False}
     default_format = "kohya"
     stock_formats = ("diffusers", "kohya")
-    pipelines = {
-        "text": "StableDiffusionXLPipeline",
-        "image": "StableDiffusionXLImg2ImgPipeline",
-        "inpaint": "StableDiffusionXLInpaintPipeline",
-    }
+    tasks = TASKS
 
     def __init__(self, model: source.Source) -> None:
         from diffusers import UNet2DConditionModel
@@ -102,13 +106,10 @@ class StableDiffusionXL(Names, base.Frozen):
 
         encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         super().__init__(model, model.components(unet=UNet2DConditionModel, **encoders))
-        self.unet = self.components["unet"]
         self.text_encoder, self.text_encoder_2 = (self.components[name] for name in encoders)
         self.tokenizer, self.tokenizer_2 = (clip.load_tokenizer(model.folder / part) for part in TOKENIZERS)
-        self.process = unet.process(model)
         # the stock pipeline's default, where the folder does not say
         self.zeros_for_empty = model.config("", "model_index.json").get("force_zeros_for_empty_prompt", True)
-        self.drawing_multiple = vae.drawing_multiple(self.factor)
         self.token_limit = self.tokenizer.model_max_length
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
@@ -130,12 +131,14 @@ class StableDiffusionXL(Names, base.Frozen):
         said = torch.tensor([caption != "" for caption in captions], device=self.text_encoder.device)
         return {name: x.where(said.view(-1, *[1] * (x.ndim - 1)), torch.zeros_like(x)) for name, x in text.items()}
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None) -> Tensor:
+    def predict(
+        self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
         if sizes is None:
             height, width = (side * self.factor for side in x_t.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), 6)
         return self.unet(
-            x_t.to(self.dtype),
+            self.sample(x_t, beside),
             t,
             encoder_hidden_states=text["states"].to(self.dtype),
             added_cond_kwargs={"text_embeds": text["pooled"].to(self.dtype), "time_ids": sizes.float()},
@@ -170,9 +173,10 @@ def recognises(keys: Iterable[str]) -> bool:
 
 
 @functools.cache
-def tiny() -> StableDiffusionXL:
+def tiny(task: Task = "text") -> StableDiffusionXL:
     """A random instance that runs in milliseconds, with the published model's blocks; VAE factor 4, 16 tokens."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    import diffusers
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     folder = Path(tempfile.mkdtemp(prefix="lorakit-tiny-sdxl-"))
@@ -182,6 +186,7 @@ def tiny() -> StableDiffusionXL:
         torch.manual_seed(0)
         backbone = UNet2DConditionModel(
             sample_size=8,
+            in_channels=unet.channels(task, 4),
             block_out_channels=(16, 16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -197,7 +202,7 @@ def tiny() -> StableDiffusionXL:
         autoencoder = vae.tiny()
         text_encoder = CLIPTextModel(clip.tiny_config(tokenizer))
         text_encoder_2 = CLIPTextModelWithProjection(clip.tiny_config(tokenizer_2, width=32, projection_dim=20))
-    StableDiffusionXLPipeline(
+    getattr(diffusers, TASKS[task][task])(
         vae=autoencoder,
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,

@@ -1,14 +1,72 @@
-"""What families share whose backbone is a diffusers U-Net on a VAE's latents, told a caption by CLIP."""
+"""What families share whose backbone is a diffusers U-Net on a VAE's latents, told a caption by CLIP.
+
+A U-Net may see more than x_t: the first layer's channels say what the model was made for.
+"""
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lorakit.core.errors import InputError
+from lorakit.core.files import printable
+from lorakit.core.types import Task
 from lorakit.diffusion import GaussianDiffusion
 from lorakit.families import base, clip, folders, vae
 from lorakit.families.protocol import Description
 from lorakit.families.source import Source
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+
+
+class Model(base.Frozen):
+    """A frozen U-Net with its encoders; `tasks` are the stock pipelines' classes by what the model was made for."""
+
+    tasks: Mapping[Task, Mapping[str, str]]
+
+    def __init__(self, model: Source, components: Mapping[str, Any]) -> None:
+        super().__init__(model, components)
+        self.unet = self.components["unet"]
+        self.task = task(model)
+        self.pipelines = self.tasks[self.task]
+        self.process = process(model)
+        self.drawing_multiple = vae.drawing_multiple(self.factor)
+
+    def encode_given(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Of pixels and mask: the mask at the latents' size, and latents of the picture that is grey where it is 1."""
+        latents = self.encode_images(given["pixels"] * (given["mask"] < 0.5))
+        # the nearest pixel's value, as the stock pipeline takes it
+        return torch.cat([F.interpolate(given["mask"], size=latents.shape[-2:]).to(latents), latents], dim=1)
+
+    def sample(self, x_t: Tensor, beside: Tensor | None) -> Tensor:
+        """What the U-Net is handed: x_t and behind it, where it takes more, `beside`; where that is None, nothing is
+        shown: all is to be painted."""
+        if self.task == "text":
+            return x_t.to(self.dtype)
+        if beside is None:
+            mask = x_t.new_ones(len(x_t), 1, *(side * self.factor for side in x_t.shape[-2:]))
+            beside = self.encode_given({"pixels": torch.zeros_like(mask).expand(-1, 3, -1, -1), "mask": mask})
+        return torch.cat([x_t, beside.to(x_t)], dim=1).to(self.dtype)
+
+
+def task(model: Source) -> Task:
+    """What the `model` was made for. Raises InputError where its U-Net sees something else than is known here."""
+    sees, own = model.config("unet")["in_channels"], model.config("vae")["latent_channels"]
+    known = {channels(task, own): task for task in get_args(Task)}
+    if sees not in known:
+        raise InputError(
+            f"model.path = {printable(model.folder)}: its U-Net sees {sees} channels, and here are known "
+            f"{', '.join(f'{number} ({task})' for number, task in known.items())}: take another model."
+        )
+    return known[sees]
+
+
+def channels(task: Task, own: int) -> int:
+    """How many channels the U-Net of a model for `task` sees, of latents that have `own`."""
+    return {"text": own, "inpaint": own + 1 + own}[task]
 
 
 def process(model: Source) -> GaussianDiffusion:
@@ -34,4 +92,5 @@ def describe(model: Source, family: type[Any], *, pooled: int = 0) -> Descriptio
         weight_shapes=lambda component: folders.weight_shapes(model.folder / component),
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
         text_size=tokenizer.model_max_length * width + pooled,
+        task=task(model),
     )

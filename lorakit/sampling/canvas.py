@@ -4,7 +4,7 @@ They are read as training pictures are (lorakit/data/images.py): upright, colour
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.data.buckets import Bucket
 from lorakit.data.images import BadImageError, Cut, decode, prepare_picture
+from lorakit.sampling.pictures import Request, SampleSettings, requests
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,46 @@ class Canvas:
         return image, _picture((prepared.mask[0] >= 0.5) * 255.0)  # as the pipelines round it
 
 
-def read_canvas(image: Path, mask: Path | None = None) -> Canvas:
-    """Raises InputError for what is no picture, and for a mask of another size or without anything to draw."""
-    data, picture = _read(image, "--image")
+def read_canvas(image: Path, mask: Path | None = None, *, key: str = "--") -> Canvas:
+    """Raises InputError for what is no picture, and for a mask of another size or without anything to draw; `key`
+    stands before "image" and "mask" where they were given."""
+    data, picture = _read(image, f"{key}image")
     if mask is None:
         return Canvas(data, None, *picture.size)
-    mask_data, mask_picture = _read(mask, "--mask")
+    mask_data, mask_picture = _read(mask, f"{key}mask")
     if mask_picture.size != picture.size:
         sizes = ["x".join(map(str, one.size)) for one in (mask_picture, picture)]
         raise InputError(
-            f"--mask {printable(mask)} is {sizes[0]} pixels and --image {sizes[1]}: they must be the same."
+            f"{key}mask {printable(mask)} is {sizes[0]} pixels and {key}image {sizes[1]}: they must be the same."
         )
     canvas = Canvas(data, mask_data, *picture.size)
     if not (drawn := canvas.cut(*picture.size)[1]) or not drawn.getbbox():
-        raise InputError(f"--mask {printable(mask)} is black: paint white what shall be drawn.")
+        raise InputError(f"{key}mask {printable(mask)} is black: paint white what shall be drawn.")
     return canvas
+
+
+def drawn_over(
+    request: Request, canvas: Canvas, multiple: int, *, strength: float = 1.0, upscale: int = 1, key: str = "--"
+) -> Request:
+    """`request` with what it is drawn over, at the size asked for, else at its own as far as that can be drawn."""
+    width = (request.width or canvas.width // multiple * multiple) * upscale
+    height = (request.height or canvas.height // multiple * multiple) * upscale
+    if not width or not height:
+        wanted = "a --size" if key == "--" else f"{key}width and {key}height"
+        raise InputError(
+            f"{key}image is {canvas.width}x{canvas.height} pixels: give {wanted}, in multiples of {multiple}."
+        )
+    image, mask = canvas.cut(width, height)
+    return replace(request, width=width, height=height, image=image, mask=mask, strength=strength)
+
+
+def requests_over(settings: SampleSettings, multiple: int) -> list[Request]:
+    """What `settings` ask for, over their picture if they name one. Raises InputError as `read_canvas`."""
+    if settings.image is None:
+        return requests(settings)
+    mask = None if settings.mask is None else Path(settings.mask)
+    canvas = read_canvas(Path(settings.image), mask, key="sample.")
+    return [drawn_over(request, canvas, multiple, key="sample.") for request in requests(settings)]
 
 
 def _read(path: Path, option: str) -> tuple[bytes, Image.Image]:

@@ -34,6 +34,10 @@ class SampleSettings(Settings):
     """Pixels; the model's own size where not given."""
     height: Neutral[int | None] = Field(None, gt=0)
     """Pixels; the model's own size where not given."""
+    image: Neutral[str | None] = None
+    """A picture to draw over, at its own size where none is given: for models that are made for it."""
+    mask: Neutral[str | None] = None
+    """A picture that is white where an inpainting model is to paint."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from lorakit.export.files import DTYPES, write_adapter
 from lorakit.export.verify import ExportReport
 from lorakit.families.protocol import guided
 from lorakit.optimizers.state import optimizer_state, weights_to_use
-from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, label, requests
+from lorakit.sampling.canvas import requests_over
+from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, label
 from lorakit.training import checkpoint
 from lorakit.training.interrupt import Interrupt
 from lorakit.training.loop import RunSettings
@@ -140,10 +141,10 @@ class Keeper:
         if folder.exists():  # of the step that a run goes on from
             return
         with _tolerated(f"sample pictures of step {step} failed"), contextlib.suppress(Abandoned), self._shown():
-            pipeline, wanted = self.trainee.family.live_pipeline(), requests(self.sampling)
+            family = self.trainee.family
+            pipeline, wanted = family.live_pipeline(family.task), requests_over(self.sampling, family.drawing_multiple)
             settings: dict[str, Any] = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
-            told = guided(self.trainee.family)
-            pictures = draw(pipeline, wanted, **settings, guided=told, abandon=lambda: self.interrupt.pending)
+            pictures = draw(pipeline, wanted, **settings, guided=guided(family), abandon=lambda: self.interrupt.pending)
             sampler = type(pipeline.scheduler).__name__
             with folder_aside(folder) as aside:
                 for i, (request, picture) in enumerate(zip(wanted, pictures, strict=True)):

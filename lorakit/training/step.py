@@ -82,9 +82,15 @@ def predictor(trainee: Trainee, batch: Batch) -> Predict:
                 return predict(x_t, t, text=text)
         text = batch.captions if text is None else text
         states = text if isinstance(text, Mapping) else trainee.encode_text(text)
-        return trainee.family.predict(x_t, t, states, sizes=batch.sizes)
+        return predicted(trainee.family, batch, x_t, t, states)
 
     return predict
+
+
+def predicted(family: Family, batch: Batch, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+    """What the model says at x_t and t, told of the batch all else than its text."""
+    shown = {} if batch.beside is None else {"beside": batch.beside}  # most families take none
+    return family.predict(x_t, t, text, sizes=batch.sizes, **shown)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -105,11 +111,17 @@ def ready(trainee: Trainee, batch: Batch) -> Batch:
 
     Raises InputError naming the picture whose latents are not finite.
     """
-    batch = on_device(batch, trainee.device)
+    return encoded(trainee.family, on_device(batch, trainee.device))
+
+
+@torch.no_grad()
+def encoded(family: Family, batch: Batch) -> Batch:
+    """`batch` with latents of its pixels, and what the backbone sees of what it is given; as `ready`."""
+    if batch.given is not None:
+        batch = replace(batch, beside=family.encode_given(batch.given).float(), given=None)
     if batch.latents is None:
         assert batch.pixels is not None, "a batch has latents or pixels"
-        with torch.no_grad():
-            latents = trainee.family.encode_images(batch.pixels).float()
+        latents = family.encode_images(batch.pixels).float()
         bad = [key for key, of_picture in zip(batch.keys, latents) if not bool(of_picture.isfinite().all())]
         if bad:
             raise InputError([f"{printable(key)}: its latents are not finite: look at the picture." for key in bad])

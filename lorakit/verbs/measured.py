@@ -19,7 +19,7 @@ from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
 from lorakit.training.processes import resolve_precision
 from lorakit.training.reading import misread, unexplained
-from lorakit.training.step import Trainee, on_device, predictor, ready
+from lorakit.training.step import Trainee, encoded, on_device, predicted, predictor, ready
 from lorakit.training.validation import BANDS, Validation, evaluated
 
 _PICTURES = 6  # that a model's predictions are looked at on
@@ -86,10 +86,8 @@ def check_model(recipe: Recipe, data: Dataset) -> tuple[str | None, dict[str, fl
 
     def samples() -> Iterator[tuple[Batch, Predict]]:
         for batch in loader.fixed(data.sample(_PICTURES), draws=1):
-            batch = on_device(batch, device)
-            assert batch.pixels is not None
-            latents = family.encode_images(batch.pixels).float()
-            yield replace(batch, latents=latents), partial(_predict, family, encode, batch)
+            batch = encoded(family, on_device(batch, device))
+            yield batch, partial(_predict, family, encode, batch)
 
     found = unexplained(family.process, samples())
     return misread(family.process, found), found
@@ -106,4 +104,4 @@ def _predict(
     adapter: bool = True,
 ) -> Tensor:
     """The `Predict` of a model without adapters; text is encoded in any case."""
-    return family.predict(x_t, t, encode_text(batch.captions), sizes=batch.sizes)
+    return predicted(family, batch, x_t, t, encode_text(batch.captions))

@@ -16,7 +16,7 @@ from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import read_adapter
 from lorakit.export.weights import Weights
 from lorakit.families.protocol import guided
-from lorakit.sampling.canvas import Canvas, read_canvas
+from lorakit.sampling.canvas import drawn_over, read_canvas
 from lorakit.sampling.pictures import Request, draw, label, too_few_steps
 
 log = logging.getLogger("lorakit")
@@ -24,6 +24,9 @@ log = logging.getLogger("lorakit")
 # how much of the noise a picture that is drawn over starts with, where nobody says: enough for another subject in the
 # same place; all, where only what is masked is drawn; little enough to keep what is enlarged
 STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.3}
+
+# what models that are made for one task alone want
+DOES = {"inpaint": "paint a part of a picture anew: give --image and --mask"}
 
 
 def sample(
@@ -59,6 +62,8 @@ def sample(
         raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
     canvas = None if image is None else read_canvas(image, mask)
     model = families.load(family or families.named_at(base), base)
+    if task not in model.pipelines and model.task != "text":
+        raise InputError(f"the model is made to {DOES[model.task]}.")
     for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
         if asked and needed not in model.pipelines:
             with_mask = " with --mask" if needed == "inpaint" else ""
@@ -67,7 +72,8 @@ def sample(
     if wrong := too_few_steps("--steps", steps, least=model.process.least_steps):
         raise InputError(wrong)
     if canvas is not None:
-        wanted = [_over(request, canvas, model.drawing_multiple, strength, upscale) for request in wanted]
+        multiple = model.drawing_multiple
+        wanted = [drawn_over(request, canvas, multiple, strength=strength, upscale=upscale) for request in wanted]
     for path, weight in adapters:
         state = Weights.of(weight).applied(read_adapter(path, family=model, assume_alpha=assume_alpha))
         load_adapter_state({name: model.components[name] for name in state.components()}, state)
@@ -121,18 +127,6 @@ def _check_sizes(wanted: Sequence[Request], multiple: int) -> None:
     ]
     if wrong:
         raise InputError(list(dict.fromkeys(wrong)))
-
-
-def _over(request: Request, canvas: Canvas, multiple: int, strength: float, upscale: int) -> Request:
-    """`request` with what it is drawn over, at the size asked for, else at its own as far as that can be drawn."""
-    width = (request.width or canvas.width // multiple * multiple) * upscale
-    height = (request.height or canvas.height // multiple * multiple) * upscale
-    if not width or not height:
-        raise InputError(
-            f"--image is {canvas.width}x{canvas.height} pixels: give a --size, in multiples of {multiple}."
-        )
-    image, mask = canvas.cut(width, height)
-    return replace(request, width=width, height=height, image=image, mask=mask, strength=strength)
 
 
 def _enlarged(request: Request, picture: Image.Image, strength: float, upscale: int) -> Request:

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from lorakit import families
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
@@ -17,6 +19,7 @@ from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
 from lorakit.verbs.class_pictures import drawing_problems, said_of_missing
+from lorakit.verbs.suited import of_another_task
 
 
 def global_batch(recipe: Recipe) -> int:
@@ -38,6 +41,7 @@ def survey_recipe(recipe: Recipe) -> Survey:
         problems += drawing_problems(
             recipe, multiple=description.drawing_multiple, least_steps=description.process.least_steps
         )
+        problems += of_another_task(recipe, description.task)
     with contextlib.closing(bar(unit="picture", label="reading")) as progress:
         found = survey(
             recipe.data,
@@ -50,6 +54,7 @@ def survey_recipe(recipe: Recipe) -> Survey:
             steps=recipe.run.steps,
             epochs=recipe.run.epochs,
             class_texts=None if kept.at == "caption" else kept.at,
+            task=description.task if description else "text",
             on_progress=progress.update,
         )
     if found.dataset:
@@ -92,7 +97,8 @@ def _without_effect(recipe: Recipe, data: Dataset) -> list[str]:
     """What the objective asks the data for, and they do not have."""
     kept, examples = recipe.objective.preservation, data.examples
     problems = []
-    if kept.at == "caption" and not examples.has_mask().any():
+    counting = np.array([source.mask_means == "loss" for source in recipe.data.sources])
+    if kept.at == "caption" and not (examples.has_mask() & counting[examples.sources]).any():
         problems.append(
             f'objective.preservation.kind = "{kept.kind}" holds what lies outside of masks, and no picture has one: '
             'put a.mask.png beside a.jpg, or give a source mask_path or mask = "alpha".'

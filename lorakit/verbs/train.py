@@ -26,11 +26,10 @@ from lorakit.data.shards import Cache
 from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.export.files import DTYPES, read_file, unsuited
-from lorakit.families.protocol import Description, Family, guided
+from lorakit.export.files import DTYPES, read_file
+from lorakit.families.protocol import Family, guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
-from lorakit.sampling.pictures import too_few_steps
 from lorakit.training.caching import fill_cache
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.dry import DryReport, dry_step
@@ -54,6 +53,7 @@ from lorakit.verbs.resume import (
     with_global_batch,
 )
 from lorakit.verbs.space import refuse_lack_of_space
+from lorakit.verbs.suited import unsuited
 from lorakit.verbs.survey import global_batch, survey_recipe
 from lorakit.verbs.trainee import components_to_adapt, inject_adapters, make_trainee
 
@@ -258,7 +258,7 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     advice: list[str] = []
     if not surveyed.report.errors:
         model = families.describe_settings(recipe.model)
-        problems += _unsuited(recipe, model)
+        problems += unsuited(recipe, model)
         advice += OBJECTIVES.module(recipe.objective.kind).advice(recipe.objective, model.process)
     if recipe.run.keep_best and surveyed.dataset and not measured_sets(recipe, surveyed.dataset):
         problems.append(
@@ -275,21 +275,6 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     ):
         log.warning("%s", text)
     return surveyed.usable(), surveyed.report
-
-
-def _unsuited(recipe: Recipe, model: Description) -> list[str]:
-    """Settings that say nothing for this model; a stock pipeline would draw other sizes in silence."""
-    sides = {"width": recipe.sample.width, "height": recipe.sample.height} if recipe.sample.prompts else {}
-    wrong = [
-        f"sample.{name} = {side}: the model draws multiples of {model.drawing_multiple} pixels."
-        for name, side in sides.items()
-        if side is not None and side % model.drawing_multiple
-    ]
-    if recipe.sample.prompts:
-        wrong += too_few_steps("sample.steps", recipe.sample.steps, least=model.process.least_steps)
-    problem = recipe.run.format and unsuited(recipe.run.format, model.lora_prefixes)
-    wrong += [f"run.format: {problem}"] if problem else []
-    return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
 
 
 def _prepared(

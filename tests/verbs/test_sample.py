@@ -152,7 +152,7 @@ def test_upscaling_draws_over_what_was_drawn_or_given(given: Path, tmp_path: Pat
 def test_what_a_family_has_no_pipeline_for_is_refused_by_name(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sd.StableDiffusion, "pipelines", {"text": "StableDiffusionPipeline"})
+    monkeypatch.setattr(sd.StableDiffusion, "tasks", {"text": {"text": "StableDiffusionPipeline"}})
     over = ["--image", given / "room.png"]
     for arguments, said in (
         (over, "--image: the family sd has no"),

@@ -1,0 +1,55 @@
+"""Settings that say nothing for the model of a recipe, told before it is loaded."""
+
+from lorakit.core.errors import InputError
+from lorakit.core.types import Task
+from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export.files import unsuited as unsuited_format
+from lorakit.families.protocol import Description
+from lorakit.recipe import Recipe
+from lorakit.sampling.canvas import requests_over
+from lorakit.sampling.pictures import too_few_steps
+
+
+def unsuited(recipe: Recipe, model: Description) -> list[str]:
+    """Settings of objective, samples and export that say nothing for this model, or would be honoured otherwise."""
+    problem = recipe.run.format and unsuited_format(recipe.run.format, model.lora_prefixes)
+    wrong = [*_samples(recipe, model), *([f"run.format: {problem}"] if problem else [])]
+    return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
+
+
+def of_another_task(recipe: Recipe, task: Task) -> list[str]:
+    """What the sources ask for that a model for `task` does not do."""
+    problems = []
+    for i, source in enumerate(recipe.data.sources):
+        key = f"data.sources.{i}"
+        if source.mask_means == "repaint" and task != "inpaint":
+            problems.append(f'{key}.mask_means = "repaint": the model is not made for inpainting: remove it.')
+        if source.generate is not None and task != "text":
+            problems.append(f"{key}.generate: the model draws over pictures alone: name a folder of pictures.")
+    return problems
+
+
+def _samples(recipe: Recipe, model: Description) -> list[str]:
+    """What the stock pipeline would not draw, or at other sizes in silence."""
+    asked = recipe.sample
+    if not asked.prompts:
+        return []
+    wrong = [
+        f"sample.{name} = {side}: the model draws multiples of {model.drawing_multiple} pixels."
+        for name, side in (("width", asked.width), ("height", asked.height))
+        if side is not None and side % model.drawing_multiple
+    ]
+    wrong += too_few_steps("sample.steps", asked.steps, least=model.process.least_steps)
+    needed = {"text": (), "inpaint": ("image", "mask")}[model.task]
+    unshown = []
+    for key, given in (("image", asked.image), ("mask", asked.mask)):
+        if given is None and key in needed:
+            unshown.append(f"sample.{key}: sample.prompts are drawn over a picture by this model: name one.")
+        elif given is not None and key not in needed:
+            unshown.append(f"sample.{key}: this model's samples are drawn without one: remove it.")
+    if not unshown:
+        try:
+            requests_over(asked, model.drawing_multiple)
+        except InputError as error:
+            unshown += error.problems
+    return wrong + unshown
