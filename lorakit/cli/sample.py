@@ -30,7 +30,9 @@ HELP = "draw pictures from a base with adapters"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", metavar="BASE", help='a diffusers folder, a hub name, or "embedded"')
+    parser.add_argument(
+        "base", metavar="BASE", help='a diffusers folder, a hub name, "embedded", or one .safetensors file'
+    )
     parser.add_argument("--adapter", metavar="FILE[:WEIGHT]", action="append", default=[], help="may be repeated")
     parser.add_argument("--prompt", action="append", default=[], help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="a TOML file of prompts, see above")
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strength", type=float, help="how much of a picture is drawn anew, 0 to 1")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale of classifier-free guidance (default 5)")
+    parser.add_argument("--config", metavar="PATH", help="beside a single file: a diffusers folder of such a model")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default auto")
     parser.add_argument("--family", help="the base's model family (default: as its folder says)")
     parser.add_argument("--assume-alpha", type=float, help="alpha of adapter files that hold none")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -82,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         mask=args.mask,
         strength=args.strength,
         upscale=args.upscale,
+        config=args.config,
+        precision=args.precision,
     )
     for file in files:
         print(file)

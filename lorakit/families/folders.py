@@ -30,7 +30,10 @@ def resolve(path: str, *, weights: bool = True, revision: str | None = None, key
             "Convert it to a diffusers folder of safetensors first."
         )
     if folder.is_file():
-        raise InputError(f"{key} = {shown} is a single file: give a diffusers folder (with model_index.json).")
+        raise InputError(
+            f"{key} = {shown} is a single file: give a diffusers folder (with model_index.json), alone or beside the "
+            "file (model.config in a recipe, --config on the command line)."
+        )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return _from_hub(path, weights=weights, revision=revision, key=key)
     raise InputError(f'{key} = {shown} does not exist: give a diffusers folder, a hub name or "embedded".')

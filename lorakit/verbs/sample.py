@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from lorakit import families
@@ -13,11 +14,12 @@ from lorakit.adapters import load_adapter_state
 from lorakit.core.errors import InputError
 from lorakit.core.files import make_folder, printable, sha256_file, written_aside
 from lorakit.core.quiet import quiet_libraries
-from lorakit.export.files import read_adapter
+from lorakit.export.files import dtype_name, read_adapter
 from lorakit.export.weights import Weights
-from lorakit.families.protocol import guided
+from lorakit.families.protocol import Family, guided
 from lorakit.sampling.canvas import drawn_over, read_canvas
 from lorakit.sampling.pictures import Request, draw, label, too_few_steps
+from lorakit.training.processes import resolve_precision
 
 log = logging.getLogger("lorakit")
 
@@ -43,9 +45,12 @@ def sample(
     mask: Path | None = None,
     strength: float | None = None,
     upscale: int = 1,
+    config: str | None = None,
+    precision: str = "auto",
 ) -> list[Path]:
     """Draws `wanted` from `base` with every adapter at its weight; returns the PNG files, numbered on in folder `out`.
-    `family` is the base's, which mostly says it itself.
+    `family` is the base's, which mostly says it itself, `config` the folder beside a base that is one file; it computes
+    on a GPU where there is one, in `precision`.
 
     Over `image`, where given, and there only what `mask` says. With `upscale` the picture, drawn or given, is enlarged
     so many times and drawn over at that size. `strength` is the share of noise that what is drawn over starts from.
@@ -61,7 +66,7 @@ def sample(
     if last != "text" and int(steps * strength) < 1:
         raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
     canvas = None if image is None else read_canvas(image, mask)
-    model = families.load(family or families.named_at(base), base)
+    model = _loaded(base, config, family, precision)
     if task not in model.pipelines and model.task != "text":
         raise InputError(f"the model is made to {DOES[model.task]}.")
     for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
@@ -91,6 +96,7 @@ def sample(
         "sampler": type(pipeline.scheduler).__name__,
         "base": base if base == "embedded" else Path(base).resolve().name,
         "adapters": [_named(path, weight) for path, weight in adapters],
+        "precision": dtype_name(model.dtype),
         **{option: path.name for option, path in (("image", image), ("mask", mask)) if path is not None},
         **({"upscale": upscale} if upscale > 1 else {}),
     }
@@ -101,6 +107,14 @@ def sample(
         with written_aside(files[-1]) as aside:
             picture.save(aside, format="PNG", pnginfo=label(request, picture, **settings))
     return files
+
+
+def _loaded(base: str, config: str | None, family: str | None, precision: str) -> Family:
+    where = {} if config is None else {"config": config}
+    name = family or families.named_at(config or base)
+    settings = families.validate_settings({"family": name, "path": base, **where})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return families.load_settings(settings, device=device, precision=resolve_precision(precision)[0])
 
 
 def _check_options(task: str, *, mask: Path | None, strength: float | None, upscale: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from lorakit.cli.main import main
 from lorakit.core.files import sha256_file
@@ -18,6 +19,7 @@ from lorakit.families import sd
 from lorakit.recipe import Recipe
 from lorakit.verbs.train import train
 from tests.export.tiny import made
+from tests.families.single import single_file
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -50,6 +52,20 @@ def test_pictures_are_numbered_on_and_seeds_counted(tmp_path: Path) -> None:
     again = sample(tmp_path, "--prompt", "a", "--seed", "4")
     assert [p.name for p in again] == ["0002.png"]
     assert np.array_equal(pixels(again[0]), pixels(first[1]))
+
+
+def test_a_base_of_one_file_draws_what_its_folder_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(single_file("sd"), tmp_path / "model.safetensors")
+    given = ["sample", str(tmp_path / "model.safetensors"), "--prompt", "a", "--steps", "2", "--size", "32x32"]
+    main([*given, "--config", str(sd.tiny().path), "--out", str(tmp_path / "file")])
+    folder = sample(tmp_path / "folder", "--prompt", "a")
+    assert np.array_equal(pixels(tmp_path / "file" / "0000.png"), pixels(folder[0]))
+    half = sample(tmp_path / "folder", "--prompt", "a", "--precision", "bf16")[0]
+    assert 0 < np.abs(pixels(half) - pixels(folder[0])).mean() < 8
+    assert json.loads(Image.open(half).text["lorakit"])["precision"] == "bf16"  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit):
+        main([*given, "--out", str(tmp_path / "none")])
+    assert "is a single file: give a diffusers folder" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -107,6 +123,7 @@ def test_a_picture_says_how_it_was_drawn_so_that_it_can_be_drawn_again(given: Pa
         "sampler": "DDIMScheduler",
         "base": sd.tiny().path.name,
         "adapters": [{"file": "a.safetensors", "weight": 0.5, "sha256": sha256_file(given / "a.safetensors")}],
+        "precision": "fp32",
         "image": "room.png",
     }
     held = file.read_bytes().decode("latin-1")
