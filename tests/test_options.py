@@ -141,6 +141,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "model.quantize": "model.quantize=int8",
     "model.max_sequence_length": "model.max_sequence_length=7",
     "model.guidance": "model.guidance=3.5",
+    "model.caption_chunks": "model.caption_chunks=2",
     "model.true_mask": "model.true_mask=true",
     "model.system_prompt": "model.system_prompt=Draw well.",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",

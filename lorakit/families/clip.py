@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorakit.families import emphasis
@@ -26,17 +27,49 @@ def count_tokens(tokenizer: Any, caption: str) -> int:
 
 
 def tokens(
-    tokenizer: Any, captions: Sequence[str], *, weighted: bool, limit: int | None = None
+    tokenizer: Any, captions: Sequence[str], *, weighted: bool, limit: int | None = None, chunks: int = 1
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Token numbers, attention mask and, if `weighted`, weights, each (B, L); padded and cut as by stock pipelines.
 
-    L is the `limit`, or the tokenizer's own.
+    L is the `limit`, or the tokenizer's own. With several `chunks` a caption is cut only at the end of the last, and
+    each chunk of it is a row of L tokens with a start and an end of its own, (B · chunks, L): see `joined`.
     """
-    limit = limit or tokenizer.model_max_length
+    limit = limit or long_limit(tokenizer, chunks)
     if weighted:
-        return emphasis.weighted_tokens(tokenizer, captions, limit=limit)
-    given = tokenizer(list(captions), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-    return given.input_ids, given.attention_mask, None
+        found = emphasis.weighted_tokens(tokenizer, captions, limit=limit)
+    else:
+        given = tokenizer(list(captions), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+        found = given.input_ids, given.attention_mask, torch.ones(given.input_ids.shape)
+    ids, present, weights = found if chunks == 1 else _chunked(tokenizer, *found, chunks=chunks)
+    return ids, present, weights if weighted else None
+
+
+def long_limit(tokenizer: Any, chunks: int) -> int:
+    """How many tokens a caption in so many chunks may have, its start and end included."""
+    return int(tokenizer.model_max_length - 2) * chunks + 2
+
+
+def joined(x: Tensor, chunks: int) -> Tensor:
+    """(B · chunks, L, …) of captions' chunks to (B, chunks · L, …), as A1111 and ComfyUI join them."""
+    return x.reshape(-1, chunks * x.shape[1], *x.shape[2:])
+
+
+def _chunked(
+    tokenizer: Any, ids: Tensor, present: Tensor, weights: Tensor, *, chunks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = tokenizer.model_max_length
+    shape = (len(ids) * chunks, size)
+    parts = torch.full(shape, tokenizer.pad_token_id), torch.zeros(shape, dtype=present.dtype), torch.ones(shape)
+    for row in range(shape[0]):
+        caption, number = divmod(row, chunks)
+        first, end = 1 + number * (size - 2), int(present[caption].sum()) - 1
+        own = slice(first, max(first, min(first + size - 2, end)))
+        count = own.stop - own.start
+        start, stop = torch.tensor([tokenizer.bos_token_id]), torch.tensor([tokenizer.eos_token_id])
+        parts[0][row, : count + 2] = torch.cat([start, ids[caption, own], stop])
+        parts[1][row, : count + 2] = 1
+        parts[2][row, 1 : count + 1] = weights[caption, own]
+    return parts
 
 
 def published_name(path: str) -> str:

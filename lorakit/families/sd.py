@@ -39,7 +39,7 @@ _KEY = re.compile(
 )
 
 
-class Settings(source.Settings):
+class Settings(unet.Settings):
     family: Literal["sd"] = "sd"
     """Stable Diffusion 1.x or 2.x."""
     path: str = "embedded"
@@ -49,13 +49,13 @@ class Settings(source.Settings):
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizer."""
     model = source.described(settings, PARTS, PIPELINES)
-    return unet.describe(model, StableDiffusion)
+    return unet.describe(model, StableDiffusion, chunks=settings.caption_chunks)
 
 
 def load(settings: Settings) -> "StableDiffusion":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
     model = source.opened(settings, PARTS, PIPELINES)
-    return StableDiffusion(model)
+    return StableDiffusion(model, chunks=settings.caption_chunks)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -97,22 +97,25 @@ class StableDiffusion(Names, unet.Model):
     stock_formats = ("diffusers", "kohya")
     tasks = TASKS
 
-    def __init__(self, model: source.Source) -> None:
+    def __init__(self, model: source.Source, *, chunks: int) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
         super().__init__(model, model.components(unet=UNet2DConditionModel, text_encoder=CLIPTextModel))
         self.text_encoder = self.components["text_encoder"]
         self.tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
-        self.token_limit = self.tokenizer.model_max_length
+        self.chunks, self.token_limit = chunks, clip.long_limit(self.tokenizer, chunks)
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
-        ids, present, weights = clip.tokens(self.tokenizer, captions, weighted=weighted)
+        ids, present, weights = clip.tokens(self.tokenizer, captions, weighted=weighted, chunks=self.chunks)
         device = self.text_encoder.device
         mask = present.to(device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        states = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
-        return {"states": states if weights is None else emphasis.weigh(states, weights.to(device))}
+        last = self.text_encoder(ids.to(device), attention_mask=mask).last_hidden_state
+        states = clip.joined(last, self.chunks)
+        if weights is not None:
+            states = emphasis.weigh(states, clip.joined(weights.to(device), self.chunks))
+        return {"states": states}
 
     def predict(
         self, x_t: Tensor, t: Tensor, text: Text, *, sizes: Tensor | None = None, beside: Tensor | None = None
@@ -121,7 +124,7 @@ class StableDiffusion(Names, unet.Model):
         return self.unet(self.sample(x_t, beside), t, encoder_hidden_states=states).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        return base.pipeline(
+        pipeline = base.pipeline(
             self,
             task,
             tokenizer=self.tokenizer,
@@ -129,6 +132,11 @@ class StableDiffusion(Names, unet.Model):
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        return unet.with_chunks(pipeline, self) if self.chunks > 1 else pipeline
+
+    def fingerprint(self, component: str) -> str:
+        own = super().fingerprint(component)
+        return f"{own}-{self.chunks}" if component == "text_encoder" and self.chunks > 1 else own
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads

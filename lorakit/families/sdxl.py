@@ -37,7 +37,7 @@ PARTS = {
 }
 
 
-class Settings(source.Settings):
+class Settings(unet.Settings):
     family: Literal["sdxl"] = "sdxl"
     """Stable Diffusion XL and what is built like it."""
 
@@ -45,13 +45,18 @@ class Settings(source.Settings):
 def describe(settings: Settings) -> Description:
     """Side multiple, resolution and token counts, from configurations and the tokenizers."""
     model = source.described(settings, PARTS, PIPELINES)
-    return unet.describe(model, StableDiffusionXL, pooled=model.config("text_encoder_2")["projection_dim"])
+    return unet.describe(
+        model,
+        StableDiffusionXL,
+        chunks=settings.caption_chunks,
+        pooled=model.config("text_encoder_2")["projection_dim"],
+    )
 
 
 def load(settings: Settings) -> "StableDiffusionXL":
     """Raises InputError where the folder is not complete, is of another family, or holds pickles."""
     model = source.opened(settings, PARTS, PIPELINES)
-    return StableDiffusionXL(model)
+    return StableDiffusionXL(model, chunks=settings.caption_chunks)
 
 
 def around(components: Mapping[str, Any]) -> "Names | None":
@@ -100,7 +105,7 @@ class StableDiffusionXL(Names, unet.Model):
     stock_formats = ("diffusers", "kohya")
     tasks = TASKS
 
-    def __init__(self, model: source.Source) -> None:
+    def __init__(self, model: source.Source, *, chunks: int) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -110,7 +115,7 @@ class StableDiffusionXL(Names, unet.Model):
         self.tokenizer, self.tokenizer_2 = (clip.load_tokenizer(model.folder / part) for part in TOKENIZERS)
         # the stock pipeline's default, where the folder does not say
         self.zeros_for_empty = model.config("", "model_index.json").get("force_zeros_for_empty_prompt", True)
-        self.token_limit = self.tokenizer.model_max_length
+        self.chunks, self.token_limit = chunks, clip.long_limit(self.tokenizer, chunks)
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D + D₂), "pooled": (B, P)}; captions are cut at L tokens.
@@ -121,11 +126,13 @@ class StableDiffusionXL(Names, unet.Model):
         """
         states = []
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
-            ids, _, weights = clip.tokens(tokenizer, captions, weighted=weighted)
+            ids, _, weights = clip.tokens(tokenizer, captions, weighted=weighted, chunks=self.chunks)
             output = encoder(ids.to(encoder.device), output_hidden_states=True)
-            last = output.hidden_states[-2]
-            states.append(last if weights is None else emphasis.weigh(last, weights.to(last.device)))
-        text = {"states": torch.cat(states, dim=-1), "pooled": output.text_embeds}
+            last = clip.joined(output.hidden_states[-2], self.chunks)
+            if weights is not None:
+                last = emphasis.weigh(last, clip.joined(weights.to(last.device), self.chunks))
+            states.append(last)
+        text = {"states": torch.cat(states, dim=-1), "pooled": output.text_embeds[:: self.chunks]}
         if not self.zeros_for_empty:
             return text
         said = torch.tensor([caption != "" for caption in captions], device=self.text_encoder.device)
@@ -145,7 +152,7 @@ class StableDiffusionXL(Names, unet.Model):
         ).sample
 
     def live_pipeline(self, task: str = "text") -> Any:
-        return base.pipeline(
+        pipeline = base.pipeline(
             self,
             task,
             tokenizer=self.tokenizer,
@@ -153,6 +160,7 @@ class StableDiffusionXL(Names, unet.Model):
             force_zeros_for_empty_prompt=self.zeros_for_empty,
             add_watermarker=False,
         )
+        return unet.with_chunks(pipeline, self) if self.chunks > 1 else pipeline
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -162,7 +170,10 @@ class StableDiffusionXL(Names, unet.Model):
 
     def fingerprint(self, component: str) -> str:
         own = super().fingerprint(component)
-        return f"{own}-zeros" if component in self.text_encoders and self.zeros_for_empty else own
+        if component not in self.text_encoders:
+            return own
+        marks = (["zeros"] if self.zeros_for_empty else []) + ([str(self.chunks)] if self.chunks > 1 else [])
+        return "-".join([own, *marks])
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,11 +16,19 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.types import Task
 from lorakit.diffusion import GaussianDiffusion
-from lorakit.families import base, clip, folders, vae
+from lorakit.families import base, clip, folders, source, vae
 from lorakit.families.protocol import Description
 from lorakit.families.source import Source
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+
+
+class Settings(source.Settings):
+    """Base of the settings of these families."""
+
+    caption_chunks: int = Field(1, ge=1, le=8)
+    """How many times CLIP's 75 tokens a caption may have. Each chunk is read by itself and their states stand in a
+    row, as in A1111 and ComfyUI; the stock pipeline cuts captions at the first."""
 
 
 class Model(base.Frozen):
@@ -73,8 +82,8 @@ def process(model: Source) -> GaussianDiffusion:
     return GaussianDiffusion.from_scheduler_config(model.config("scheduler", base.SCHEDULER))
 
 
-def describe(model: Source, family: type[Any], *, pooled: int = 0) -> Description:
-    """The description of the `model`, whose captions are a state for each token and `pooled` numbers."""
+def describe(model: Source, family: type[Any], *, chunks: int, pooled: int = 0) -> Description:
+    """The description of the `model`, whose captions are a state for each token of its chunks and `pooled` numbers."""
     factor = vae.factor(model.folder)
     channels = model.config("vae")["latent_channels"]
     tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
@@ -83,7 +92,7 @@ def describe(model: Source, family: type[Any], *, pooled: int = 0) -> Descriptio
         side_multiple=factor,
         drawing_multiple=vae.drawing_multiple(factor),
         resolution=factor * model.config("unet")["sample_size"],
-        token_limit=tokenizer.model_max_length,
+        token_limit=clip.long_limit(tokenizer, chunks),
         process=process(model),
         count_tokens=functools.partial(clip.count_tokens, tokenizer),
         backbone=family.backbone,
@@ -91,6 +100,31 @@ def describe(model: Source, family: type[Any], *, pooled: int = 0) -> Descriptio
         lora_prefixes=family.lora_prefixes,
         weight_shapes=lambda component: folders.weight_shapes(model.folder / component),
         latent_size=lambda width, height: channels * (width // factor) * (height // factor),
-        text_size=tokenizer.model_max_length * width + pooled,
+        text_size=chunks * tokenizer.model_max_length * width + pooled,
         task=task(model),
     )
+
+
+def with_chunks(pipeline: Any, family: Any) -> Any:
+    """`pipeline`, which now reads prompts as `family` reads captions."""
+
+    def encode_prompt(
+        prompt: Any,
+        device: Any,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Any = None,
+        **_: Any,
+    ) -> tuple[Tensor, ...]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        away = negative_prompt or ""
+        said = family.encode_text(prompts)
+        unsaid = family.encode_text([away] * len(prompts) if isinstance(away, str) else away)
+        return tuple(
+            text[name].to(family.dtype).repeat_interleave(num_images_per_prompt, dim=0)
+            for name in said
+            for text in (said, unsaid)
+        )
+
+    pipeline.encode_prompt = encode_prompt
+    return pipeline
