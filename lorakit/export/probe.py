@@ -43,7 +43,7 @@ def record_calls(family: Family) -> Calls:
     parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
     device = next(parts[family.backbone].parameters()).device
     shape = family.latent_shape(*[8 * family.side_multiple] * 2)
-    with _listening(parts) as calls:
+    with family.at_hand(), _listening(parts) as calls:
         # what the model answers does not matter here; it may be in training, where dropout would move the generator
         with torch.no_grad(), torch.random.fork_rng(devices=[]), adapters_disabled(parts):
             x_t = torch.randn(2, *shape, generator=generator("probe", "latents")).to(device)

@@ -1,11 +1,13 @@
 """What families do alike: a class of each of their two kinds, of names of layers and of a frozen model."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lorakit.core.memory import give_back
 from lorakit.core.types import Task
 from lorakit.families import folders, vae
 from lorakit.families.source import Source
@@ -46,14 +48,44 @@ class Frozen(Names):
         self.path = source.folder
         self.vae = self.components["vae"]
         self.dtype = source.dtype or torch.float32
+        self.device = torch.device("cpu")
+        self.away: tuple[str, ...] = ()  # components whose weights are in their files alone
         self.factor = vae.factor(source.folder)
         self.side_multiple = self.drawing_multiple = self.factor * patch
 
-    def to(self, device: Any, dtype: Any) -> None:
+    def to(self, device: Any, dtype: Any, *, only: Iterable[str] | None = None) -> None:
         """Moves the components, and all but the VAE to `dtype` unless they were read in one that the settings say."""
-        self.dtype = self.source.dtype or dtype
-        for name, module in self.components.items():
-            module.to(device=device, dtype=dtype if name != "vae" and self.source.dtype is None else None)
+        self.device, self.dtype = torch.device(device), self.source.dtype or dtype
+        for name in self.components if only is None else only:
+            self._place(name, self.components[name])
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        module.to(device=self.device, dtype=self.dtype if name != "vae" and self.source.dtype is None else None)
+
+    def put_away(self, names: Iterable[str]) -> None:
+        if self.source.file is None:  # in a single file they lie together with the backbone
+            self.away = tuple(names)
+            self._free()
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[None]:
+        away, self.away = self.away, ()
+        if not away:
+            yield
+            return
+        try:
+            for name, fresh in self.source.read({name: type(self.components[name]) for name in away}).items():
+                self._place(name, fresh)
+                _refill(self.components[name], fresh)
+            yield
+        finally:
+            self.away = away
+            self._free()
+
+    def _free(self) -> None:
+        for name in self.away:
+            self.components[name].to("meta")
+        give_back()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, normalised: (B, C, H/f, W/f)."""
@@ -69,6 +101,12 @@ class Frozen(Names):
     def fingerprint(self, component: str) -> str:
         tokenizer = component.replace("text_encoder", "tokenizer")
         return self.source.fingerprint(component, *([tokenizer] if tokenizer != component else []))
+
+
+def _refill(module: nn.Module, fresh: nn.Module) -> None:
+    """Makes the weights of `fresh` those of `module`, which others know already."""
+    for own, other in zip(module.modules(), fresh.modules(), strict=True):
+        own._parameters, own._buffers = other._parameters, other._buffers
 
 
 def pipeline(family: Any, task: str, **parts: Any) -> Any:

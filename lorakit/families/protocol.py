@@ -1,6 +1,7 @@
 """What the rest of the house asks of a model family."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -128,8 +129,16 @@ class Family(Names, Protocol):
         """
         ...
 
-    def to(self, device: Any, dtype: Any) -> None:
-        """Moves the frozen parts; called before anything is injected."""
+    def to(self, device: Any, dtype: Any, *, only: Iterable[str] | None = None) -> None:
+        """Moves the frozen parts, or `only` these components."""
+        ...
+
+    def put_away(self, names: Iterable[str]) -> None:
+        """Frees the weights of these frozen components but while they are `at_hand`; those of a single file stay."""
+        ...
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Within it all components have their weights: what was put away is read anew."""
         ...
 
     def live_pipeline(self, task: str = "text") -> Any:

@@ -76,12 +76,15 @@ class Source:
         return kinds.get(self._said("dtype") or "")
 
     def components(self, **kinds: Any) -> dict[str, Any]:
-        """The modules of these names and classes, and the VAE whatever its class: frozen, in eval mode, read as the
-        settings say.
-        """
+        """The modules of these names and classes, and the VAE whatever its class, as `read` reads them."""
+        found = self.read({"vae": None, **kinds})
+        return {name: found[name] for name in (*kinds, "vae")}
+
+    def read(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
+        """The modules of these names and classes: frozen, in eval mode, read as the settings say."""
         quiet_libraries()
-        found = self._read({"vae": None, **kinds}, self.dtype)
-        if tiling := self._said("vae_tiling"):
+        found = self._read(kinds, self.dtype)
+        if (tiling := self._said("vae_tiling")) and "vae" in found:
             vae.tile(found["vae"], tiling)
         for name, module in found.items():
             module.requires_grad_(False).eval()
@@ -89,7 +92,7 @@ class Source:
                 from lorakit.families.quantized import quantize
 
                 quantize(module, self._said("quantize"))
-        return {name: found[name] for name in (*kinds, "vae")}
+        return found
 
     def stock_pipeline(self, kind: str, **options: Any) -> Any:
         """A fresh stock pipeline of the class `kind` in fp32; `options` are its class's own, and parts given to it."""

@@ -5,7 +5,6 @@ What does not fit into memory fails there at once instead of hours later, when t
 """
 
 import math
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lorakit.core import memory
 from lorakit.core.errors import InputError
 from lorakit.core.processes import gather_objects
 from lorakit.core.types import Batch
@@ -103,21 +103,12 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
     height, width = batch.sizes[0, 4:].tolist()
     return DryReport(
         seconds,
-        peak_bytes=torch.cuda.max_memory_reserved(trainee.device) if cuda else _peak_of_process(),
+        peak_bytes=torch.cuda.max_memory_reserved(trainee.device) if cuda else memory.peak(),
         total_bytes=torch.cuda.mem_get_info(trainee.device)[1] if cuda else None,
         bucket=(width, height),
         examples=len(batch.keys),
         weights=sum(parameter.numel() for parameter in trainee.parameters.values()),
     )
-
-
-def _peak_of_process() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _problem(error: BaseException, batch: Batch) -> str | None:

@@ -140,8 +140,9 @@ class Keeper:
         folder = self.output / "samples" / checkpoint.name_of(step)
         if folder.exists():  # of the step that a run goes on from
             return
-        with _tolerated(f"sample pictures of step {step} failed"), contextlib.suppress(Abandoned), self._shown():
-            family = self.trainee.family
+        family = self.trainee.family
+        failed = _tolerated(f"sample pictures of step {step} failed")
+        with failed, contextlib.suppress(Abandoned), self._shown(), family.at_hand():
             pipeline, wanted = family.live_pipeline(family.task), requests_over(self.sampling, family.drawing_multiple)
             settings: dict[str, Any] = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
             pictures = draw(pipeline, wanted, **settings, guided=guided(family), abandon=lambda: self.interrupt.pending)

@@ -9,29 +9,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from lorakit import families
 from lorakit.core.errors import InputError, LorakitError, Stopped
 from lorakit.core.files import write_json, write_text
-from lorakit.core.processes import on_first_rank, rank, world
+from lorakit.core.processes import on_first_rank, rank
 from lorakit.core.quiet import quiet_libraries
-from lorakit.data.cache import default_folder, refuse_within
+from lorakit.data.cache import refuse_within
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
 from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
-from lorakit.data.shards import Cache
 from lorakit.data.sheet import thumbnail
-from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
-from lorakit.families.protocol import Family, guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
-from lorakit.training.caching import fill_cache
-from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.dry import DryReport, dry_step
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import Interrupt, watched
@@ -55,7 +49,7 @@ from lorakit.verbs.resume import (
 from lorakit.verbs.space import refuse_lack_of_space
 from lorakit.verbs.suited import unsuited
 from lorakit.verbs.survey import global_batch, survey_recipe
-from lorakit.verbs.trainee import components_to_adapt, inject_adapters, make_trainee
+from lorakit.verbs.trainee import prepared
 
 log = logging.getLogger("lorakit")
 
@@ -101,7 +95,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         recipe, runtime = _started(recipe, output)
         stack.enter_context(runtime)
         data, _ = _surveyed(recipe, output, runtime, interrupt)
-        trainee, loader = _prepared(recipe, data, runtime, None, interrupt)
+        trainee, loader = prepared(recipe, data, runtime, None, interrupt)
         # what the first pass sets up is no part of a step's time
         report = _dry(recipe, trainee, loader, passes=2)
     return report.lines(
@@ -142,7 +136,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
         if not resumed:
             stack.enter_context(_owned(output, RunFolder.fresh, interrupt))
         with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
-            trainee, loader = _prepared(recipe, data, runtime, found, interrupt)
+            trainee, loader = prepared(recipe, data, runtime, found, interrupt)
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
                 _dry(recipe, trainee, loader)
             if recipe.run.check_model and not resumed:
@@ -275,44 +269,6 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     ):
         log.warning("%s", text)
     return surveyed.usable(), surveyed.report
-
-
-def _prepared(
-    recipe: Recipe, data: Dataset, runtime: Runtime, found: Checkpoint | None, interrupt: Interrupt
-) -> tuple[Trainee, Loader]:
-    """The model with its adapters, and what feeds it, from a filled cache."""
-    family = families.load_settings(recipe.model, device=runtime.device, precision=recipe.run.precision)
-    if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
-        guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
-    adapted = components_to_adapt(recipe, family)
-    inject_adapters(recipe, family, adapted)
-    interrupt.check()
-    loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=len(adapted) > 1)
-    return make_trainee(recipe, data, family, adapted, runtime, found), loader
-
-
-def _loader(
-    recipe: Recipe, data: Dataset, family: Family, interrupt: Interrupt, *, text_encoders_adapted: bool
-) -> Loader:
-    """Fills the cache, with the other ranks, and makes the loader that reads it."""
-    cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
-    encoded = fill_cache(
-        cache, data, family, precision=recipe.run.precision, text=not text_encoders_adapted, check=interrupt.check
-    )
-    return Loader(
-        data,
-        cache,
-        latents_fingerprint=encoded.latents,
-        text_fingerprint=encoded.text,
-        latent_shapes={bucket: family.latent_shape(*bucket) for bucket in data.buckets},
-        seed=recipe.run.seed,
-        batch_size=recipe.run.batch_size,
-        stratified=recipe.objective.timesteps.stratified,
-        extra=partial(extra, recipe.objective.noise),
-        rank=rank(),
-        world=world(),
-        workers=recipe.data.workers,
-    )
 
 
 def _dry(recipe: Recipe, trainee: Trainee, loader: Loader, *, passes: int = 1) -> DryReport:

@@ -1,26 +1,34 @@
-"""What is trained, made from a recipe: adapters put into the model, the optimizer over them, the objective."""
+"""What is trained, made from a recipe, and what feeds it: the model with its adapters, the optimizer over them, the
+objective, the filled cache and its loader."""
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lorakit import families
 from lorakit.adapters import ADAPTERS, copy_adapter_state, trainable_parameters
 from lorakit.adapters.ema import Average
 from lorakit.adapters.state import state_from
 from lorakit.core.errors import InputError
-from lorakit.core.processes import rank
+from lorakit.core.processes import rank, world
+from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
+from lorakit.data.loader import Loader
+from lorakit.data.shards import Cache
+from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
-from lorakit.families.protocol import Family
+from lorakit.families.protocol import Family, guided
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.state import restore_optimizer
 from lorakit.recipe import Recipe
-from lorakit.training.caching import text_encoder
+from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.execution import compile_blocks, use_channels_last
+from lorakit.training.interrupt import Interrupt
 from lorakit.training.processes import Runtime
 from lorakit.training.step import Trainee
 from lorakit.training.warm import warm_start
@@ -29,6 +37,53 @@ log = logging.getLogger("lorakit")
 
 # what diffusers calls it, and transformers, newly and formerly
 _CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+
+
+def prepared(
+    recipe: Recipe, data: Dataset, runtime: Runtime, found: Checkpoint | None, interrupt: Interrupt
+) -> tuple[Trainee, Loader]:
+    """The model with its adapters, and what feeds it, from a filled cache.
+
+    The backbone comes to the device when the cache is filled, and what has filled it goes if nothing else asks for it.
+    """
+    family = families.load_settings(recipe.model, precision=recipe.run.precision)
+    others = [name for name in family.components if name != family.backbone]
+    family.to(runtime.device, family.dtype, only=others)
+    if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
+        guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
+    adapted = components_to_adapt(recipe, family)
+    inject_adapters(recipe, family, adapted)
+    interrupt.check()
+    encoding = len(adapted) > 1  # captions anew in each step
+    seeing = not data.cached_latents or family.task != "text"  # pictures, or what the model is given of them
+    loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=encoding)
+    family.put_away([name for name in others if not (seeing if name == "vae" else encoding)])
+    family.to(runtime.device, family.dtype, only=[family.backbone])
+    return make_trainee(recipe, data, family, adapted, runtime, found), loader
+
+
+def _loader(
+    recipe: Recipe, data: Dataset, family: Family, interrupt: Interrupt, *, text_encoders_adapted: bool
+) -> Loader:
+    """Fills the cache, with the other ranks, and makes the loader that reads it."""
+    cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
+    encoded = fill_cache(
+        cache, data, family, precision=recipe.run.precision, text=not text_encoders_adapted, check=interrupt.check
+    )
+    return Loader(
+        data,
+        cache,
+        latents_fingerprint=encoded.latents,
+        text_fingerprint=encoded.text,
+        latent_shapes={bucket: family.latent_shape(*bucket) for bucket in data.buckets},
+        seed=recipe.run.seed,
+        batch_size=recipe.run.batch_size,
+        stratified=recipe.objective.timesteps.stratified,
+        extra=partial(extra, recipe.objective.noise),
+        rank=rank(),
+        world=world(),
+        workers=recipe.data.workers,
+    )
 
 
 def components_to_adapt(recipe: Recipe, family: Family) -> dict[str, nn.Module]:

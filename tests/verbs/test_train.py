@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from lorakit.core.errors import DivergedError, InputError, InterruptedRun
 from lorakit.families import sd
 from lorakit.recipe import Recipe
 from lorakit.sampling.pictures import Request, draw
+from lorakit.training import loop
 from lorakit.training.metrics import MetricsFile
+from lorakit.training.step import StepReport, Trainee, run_step
 from lorakit.verbs.train import dry_run, resume, train
 from tests.verbs.conftest import write_pictures
 
@@ -108,6 +111,30 @@ def test_the_stock_pipeline_draws_what_training_drew_bit_for_bit(make_recipe: Ma
     after = draw(stock, [request], steps=2, guidance=5.0)[0]
     assert np.array_equal(np.asarray(after), own)
     assert not np.array_equal(np.asarray(before), own), "the adapter does something"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ((), {"unet"}),
+        (("adapter.text_encoder.rank=2",), {"unet", "text_encoder"}),
+        (("data.cache_latents=false",), {"unet", "vae"}),
+    ],
+)
+def test_steps_are_done_with_what_they_need_alone(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], kept: set[str]
+) -> None:
+    held: list[set[str]] = []
+
+    def stepping(trainee: Trainee, *args: Any, **more: Any) -> StepReport:
+        parts = trainee.family.components.items()
+        held.append({name for name, part in parts if not next(part.parameters()).is_meta})
+        return run_step(trainee, *args, **more)
+
+    monkeypatch.setattr(loop, "run_step", stepping)
+    result = train(make_recipe("run", "run.sample_every=1", "run.steps=3", *words))
+    assert held == [kept] * 3
+    assert len([*result.output.glob("samples/*/*.png")]) == 3, "drawing has all parts"
 
 
 def test_two_equal_runs_give_the_same_bytes(make_recipe: Make) -> None:
