@@ -6,6 +6,7 @@ pictures are noise. The tokenizers are made here: byte-level like CLIP's, with a
 for T5, of printable characters.
 
     python scripts/make_random_sd.py --out runs/random-sd                 narrow, some 4 MB, trains in seconds on a CPU
+    python scripts/make_random_sd.py --out runs/random-small --size small between them, 90 MB, for timings on a CPU
     python scripts/make_random_sd.py --out runs/random-sd15 --size full   the true sizes, 2 GB in fp16
     python scripts/make_random_sd.py --out runs/random-sdxl --model sdxl  narrow; with --size full 7 GB
     python scripts/make_random_sd.py --out runs/random-sd35 --model sd3   narrow; with --size full 3.5-medium, 16 GB
@@ -73,6 +74,13 @@ SIZES = {
         "text": ((32, 64, 2, 2), (48, 96, 2, 2)),
         "vae": (8, 8, 16, 16),
         "time": 16,
+    },
+    "small": {
+        "sd": {"channels": (64, 128, 256, 256), "heads": 8, "depths": 1},
+        "groups": 32,
+        "text": ((256, 1024, 4, 4), (256, 1024, 4, 4)),
+        "vae": (32, 64, 128, 128),
+        "time": 64,
     },
     "full": {
         "sd": {"channels": (320, 640, 1280, 1280), "heads": 8, "depths": 1},
@@ -302,6 +310,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
     args = parser.parse_args(arguments)
+    if args.model not in SIZES[args.size]:
+        parser.error(f"there is no {args.model} of the size {args.size}")
     if args.out.exists() and any(args.out.iterdir()):
         sys.exit(f"error: {args.out} is in use: name a new folder")
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]

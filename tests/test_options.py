@@ -146,6 +146,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "model.system_prompt": "model.system_prompt=Draw well.",
     "adapter.init_from": "adapter.init_from=adapter.safetensors",
     "adapter.rslora": "adapter.rslora=true",
+    "adapter.fused": "adapter.fused=false",
     "adapter.rank": "adapter.rank=3",
     "adapter.alpha": "adapter.alpha=1",
     "adapter.dropout": "adapter.dropout=0.5",

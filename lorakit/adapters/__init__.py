@@ -13,7 +13,7 @@ from lorakit.adapters.state import (
 )
 from lorakit.core.registry import Registry
 
-ADAPTERS = Registry("lorakit.adapters", "adapter kind", frozenset({"ema", "state", "targets"}))
+ADAPTERS = Registry("lorakit.adapters", "adapter kind", frozenset({"ema", "fused", "state", "targets"}))
 
 __all__ = [
     "ADAPTERS",

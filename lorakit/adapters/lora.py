@@ -84,6 +84,8 @@ class Settings(_Part):
     way to go on with a run: that is --resume). Left out: a fresh adapter."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps high ranks learning."""
+    fused: bool = True
+    """Compute linear layers and their adapters as one operation, the same up to rounding, where that is possible."""
     text_encoder: PartSettings | None = None
     """An adapter in the text encoders too. Left out: they stay frozen."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from lorakit import families
 from lorakit.adapters import ADAPTERS, copy_adapter_state, trainable_parameters
 from lorakit.adapters.ema import Average
+from lorakit.adapters.fused import fuse
 from lorakit.adapters.state import state_from
 from lorakit.core.errors import InputError
 from lorakit.core.processes import rank, world
@@ -105,6 +106,11 @@ def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Mod
     for name, module in adapted.items():
         part = _part(recipe, family, name)
         inject(module, part, targets=part.targets or family.default_targets[name], seed=recipe.run.seed)
+        if recipe.adapter.fused:
+            left = fuse(module)
+            if left and rank() == 0:
+                reasons = ", ".join(f"{reason} ({count})" for reason, count in left.items())
+                log.info("%s: adapters that are not fused with their layers: %s", name, reasons)
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
             next(getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name))()

@@ -1,0 +1,106 @@
+"""LoRA beside a linear layer as one operation: y = W x + b + s · B A x, with forward and backward written out.
+
+peft computes the same as six operations: the base's output, the adapter's, that times s and the sum are each a tensor
+of the output's size. Here there is one of them, forward and backward. Where there are more rows than W has inputs
+(outputs, on the way back), W + s · B A is made first, which is cheaper than going through the adapter with each row;
+only in fp32 and fp64, since a small change would be lost in bf16's rounding of W. Not here: convolutions, dropout, DoRA
+and several adapters at once, which stay peft's.
+"""
+
+from collections import Counter
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lorakit.adapters.state import adapter_layers
+
+
+def fuse(module: nn.Module) -> Counter[str]:
+    """Lets the adapters in `module` be computed so where that is possible; how many were not, by the reason.
+
+    The layers stay peft's, with their names and weights. What changes later (a second adapter, switching off, merging)
+    is met layer by layer, by peft's own forward.
+    """
+    left: Counter[str] = Counter()
+    for _, layer in adapter_layers(module):
+        reason = _reason(layer)
+        if reason is None:
+            layer.forward = MethodType(_forward, layer)
+        else:
+            left[reason] += 1
+    return left
+
+
+def _reason(layer: Any) -> str | None:
+    """Why the layer's adapter is left to peft, or None."""
+    from peft.tuners.lora import Linear
+
+    if type(layer) is not Linear:
+        return "a convolution" if isinstance(layer.base_layer, nn.Conv2d) else "another kind of layer"
+    base, names = layer.base_layer, list(layer.r)
+    if not isinstance(base, nn.Linear) or type(base.weight) not in (nn.Parameter, Tensor):
+        return "another library's weights"
+    if len(names) != 1:
+        return "several adapters"
+    if layer.lora_variant or layer.lora_B[names[0]].bias is not None:
+        return "more than A and B"
+    if not isinstance(layer.lora_dropout[names[0]], nn.Identity):
+        return "dropout"
+    return None
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    names, kind = layer.active_adapters, x.device.type
+    as_planned = len(layer.r) == len(names) == 1 and not (args or kwargs or layer.disable_adapters or layer.merged)
+    if as_planned and not torch.compiler.is_compiling():  # a compiler fuses by itself
+        first, second = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        if torch.is_autocast_enabled(kind) or first.dtype == dtype:
+            return _LowRank.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]])
+    return type(layer).forward(layer, x, *args, **kwargs)
+
+
+class _LowRank(torch.autograd.Function):
+    """Of x (…, inputs) in the precision that is computed in. The base is frozen, and asked anew for its weights, which
+    it may keep packed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: nn.Linear, scale: float) -> Tensor:
+        rows, a, b = x.reshape(-1, x.shape[-1]), first.to(x.dtype), second.to(x.dtype)
+        weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
+        if _folds(rows, base.in_features):
+            y, inner = F.linear(rows, torch.addmm(weight, b, a, alpha=scale), bias), None
+        else:
+            y, inner = F.linear(rows, weight, bias), rows @ a.t()
+            y.addmm_(inner, b.t(), alpha=scale)
+        ctx.save_for_backward(rows, inner, a, b)
+        ctx.base, ctx.scale, ctx.shape, ctx.dtypes = base, scale, x.shape, (first.dtype, second.dtype)
+        return y.view(*x.shape[:-1], base.out_features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, a, b = ctx.saved_tensors
+        of_y = gradient.reshape(-1, gradient.shape[-1])
+        of_inner = (of_y @ b).mul_(ctx.scale)
+        inner = rows @ a.t() if inner is None else inner
+        of_first = (of_inner.t() @ rows).to(ctx.dtypes[0])
+        of_second = (of_y.t() @ inner).mul_(ctx.scale).to(ctx.dtypes[1])
+        of_x = None
+        if ctx.needs_input_grad[0]:  # not before the first adapter
+            weight = ctx.base.weight.to(of_y.dtype)
+            if _folds(of_y, ctx.base.out_features):
+                of_x = of_y @ torch.addmm(weight, b, a, alpha=ctx.scale)
+            else:
+                of_x = (of_y @ weight).addmm_(of_inner, a)
+            of_x = of_x.view(ctx.shape)
+        return of_x, of_first, of_second, None, None
+
+
+def _folds(rows: Tensor, features: int) -> bool:
+    """Whether W + s · B A costs less than the adapter's products, of which the one with `features` goes."""
+    return len(rows) > features and rows.dtype in (torch.float32, torch.float64)

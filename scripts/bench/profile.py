@@ -1,0 +1,156 @@
+"""Where a step's time goes: the frozen model, its adapters, the backward pass, the update, the wait for data, the rest.
+
+    OMP_NUM_THREADS=1 python scripts/bench/profile.py --shape sd-small --steps 20
+
+Parts are measured inside a real `lorakit train`, in CPU seconds of all processes; on a GPU in the clock's seconds, with
+a synchronisation around each part, which a training has not. The frozen model's forward is measured once more by
+itself: what the training's forward takes beyond it are the adapters, the loss and the recording for the way back.
+Arithmetic is what a step needs at least, the frozen forward and as much again on the way back, and set against a large
+matrix product measured in the same process.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # this folder holds a profile.py, which is not the standard library's
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from bench.train import WARM, Enough, clock, written
+
+SIDE = 2048  # of the matrices of the ceiling
+
+
+def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+    """`call`, which notes its seconds."""
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        started = clock()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            into.append(clock() - started)
+
+    return measured
+
+
+def ceiling(dtype: Any, device: Any) -> float:
+    """Operations a second of the fastest of some large matrix products."""
+    import torch
+
+    a, b = (torch.randn(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
+    seconds: list[float] = []
+    for _ in range(4):
+        timed(torch.mm, seconds)(a, b)
+    return 2 * SIDE**3 / min(seconds)
+
+
+def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], float]:
+    """Seconds of the frozen model's forward passes without adapters, and the operations of one."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lorakit.adapters.state import adapters_disabled
+    from lorakit.training.step import predictor, ready
+
+    batch, seconds = ready(trainee, batch), []
+
+    def forward() -> None:
+        with torch.no_grad(), adapters_disabled(trainee.adapted), trainee.autocast():
+            trainee.objective(predictor(trainee, batch), batch)
+
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    for _ in range(count):
+        timed(forward, seconds)()
+    return seconds, float(counter.get_total_flops())
+
+
+def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
+    """Median seconds of each part of a step, and of the whole; the operations that a step needs, and the ceiling."""
+    import lorakit.training.step as step
+    import lorakit.verbs.train as verb
+
+    taken: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, Any] = {}
+    run_loop, guarded_step, forward_backward = verb.run_loop, step.guarded_step, step.forward_backward
+
+    def measured(trainee: Any, plans: Iterator[Any], **rest: Any) -> Any:
+        def watched() -> Iterator[Any]:
+            following, plan = timed(lambda: next(plans), taken["data"]), None
+            for _ in range(steps + WARM):
+                started = clock()
+                plan = following()
+                yield plan
+                taken["step"].append(clock() - started)
+            assert plan is not None
+            base, operations = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
+            found.update(base=statistics.median(base), operations=2 * operations)
+            found["ceiling"] = ceiling(trainee.family.dtype, trainee.device)
+            raise Enough
+
+        return run_loop(replace(trainee, objective=timed(trainee.objective, taken["forward"])), watched(), **rest)
+
+    verb.run_loop = measured
+    step.guarded_step = timed(guarded_step, taken["update"])
+    step.forward_backward = timed(forward_backward, taken["both"])
+    try:
+        verb.train(recipe)
+    except Enough:
+        pass
+    finally:
+        verb.run_loop, step.guarded_step, step.forward_backward = run_loop, guarded_step, forward_backward
+    whole, data, forward, both, update = (
+        statistics.median(taken[name][WARM:]) for name in ("step", "data", "forward", "both", "update")
+    )
+    return {
+        "the frozen forward": found["base"],
+        "adapters, loss and recording in the forward": forward - found["base"],
+        "backward": both - forward,
+        "update": update,
+        "waiting for data": data,
+        "all else on the host": whole - both - update - data,
+        "step": whole,
+        "operations": found["operations"],
+        "ceiling": found["ceiling"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from bench import shapes
+
+    from lorakit.recipe import load_recipe
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=shapes.SHAPES, default="sd-small")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=32)
+    parser.add_argument("--set", nargs="*", default=[], metavar="WORD", help="settings of the recipe")
+    parser.add_argument("--bases", type=Path, help="keep the bases that are made here")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as folder:
+        said = ["run.check_model=false", f"run.steps={args.steps + WARM + 1}", *args.set]
+        found = parts(load_recipe(written(args, Path(folder), "profile"), overrides=said), steps=args.steps)
+    operations, most, whole = found["operations"], found["ceiling"], found["step"]
+    for name, seconds in list(found.items())[:-2]:
+        print(f"| {name} | {1000 * seconds:.1f} ms | {100 * seconds / whole:.1f} % |")
+    print(
+        f"{operations / 1e9:.1f} G operations a step, {operations / whole / 1e9:.1f} G a second: "
+        f"{100 * operations / whole / most:.0f} % of the {most / 1e9:.1f} G of a matrix product of {SIDE}³"
+    )
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
