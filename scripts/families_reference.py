@@ -14,29 +14,30 @@ FILE = ROOT / "docs" / "families.md"
 HEAD = """# Model families
 
 Made by `scripts/families_reference.py` from the registered families; a test holds it to them. `[model] family = "…"`
-chooses one, and everything else of a recipe stays as it is: `scripts/try_families.py` trains, kills, resumes, draws and
+chooses one, and everything else of a recipe stays: `scripts/try_families.py` trains, kills, resumes, draws and
 exports a small instance of each from one recipe. Each family's settings are in [recipe.md](recipe.md), its file is
 `lorakit/families/FAMILY.py`.
 
 Every family is held to its stock pipeline in diffusers: what its backbone is handed at the same latents, time and
-caption is recorded and compared, argument by argument (`tests/families/test_protocol.py`), and names, numbers and sizes of
-layers are tried on the published configurations without weights. **No published weights have been trained here.**
+caption is recorded and compared, argument by argument (`tests/families/test_protocol.py`), and names, numbers and
+sizes of layers are tried on the published configurations without weights. **No published weights have been trained
+here.**
 """
 ADAPTERS = """
 ## Adapter files
 
-*By the stock pipeline*: `load_lora_weights` of diffusers reads what is written there, and each export is verified through it.
-Other formats that a family has are written too and read back by lorakit (`lorakit.load_adapter`); peft's folder can be
-had of every family. Where no format is named the stock pipeline has no loader for adapters at all. The table is of small
-instances; diffusers splits kohya's fused layers of FLUX.1 and Chroma at their published widths alone, and there kohya's
-layout is what is handed out.
+*By the stock pipeline*: `load_lora_weights` of diffusers reads what is written there, and each export is verified
+through it. Other formats that a family has are written too and read back by lorakit (`lorakit.load_adapter`); peft's
+folder can be had of every family. Where no format is named the stock pipeline has no loader for adapters at all. The
+table is of small instances; diffusers splits kohya's fused layers of FLUX.1 and Chroma at their published widths alone,
+and there kohya's layout is what is handed out.
 """
 SINGLE = """
 ## Models in one file
 
-`model.path` may be a `.safetensors` file in the layout that the model was published in, with `model.config`, a diffusers
-folder of such a model, beside it. *All*: diffusers reads backbone, VAE and text encoders from it, and what the file
-lacks comes from the folder. *Backbone*: it is the backbone's weights; all else comes from the folder.
+`model.path` may be a `.safetensors` file in the layout that the model was published in, with `model.config`, a
+diffusers folder of such a model, beside it. *All*: diffusers reads backbone, VAE and text encoders from it, and what
+the file lacks comes from the folder. *Backbone*: it is the backbone's weights; all else comes from the folder.
 """
 
 

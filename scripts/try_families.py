@@ -1,4 +1,4 @@
-"""Trains, kills, resumes, draws and exports a small instance of each model family from one recipe: `[model]` alone differs.
+"""Trains, kills, resumes, draws and exports a small instance of each model family from one recipe but for `[model]`.
 
     python scripts/try_families.py                  all families, about a minute each
     python scripts/try_families.py sd flux --keep runs

@@ -37,7 +37,12 @@ def draw(pipeline: Pipeline, kind: Kind = TEXT) -> np.ndarray:
 
 
 def fresh(kind: Kind = TEXT) -> Pipeline:
-    return kind.build(FAMILIES.module(kind.family).tiny().stock_pipeline())
+    """A stock pipeline, frozen as one with an adapter is: some processors compute learning layers by other kernels."""
+    pipeline = kind.build(FAMILIES.module(kind.family).tiny().stock_pipeline())
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    return pipeline
 
 
 def merged(kind: Kind = TEXT, **weights: float) -> np.ndarray:
