@@ -290,6 +290,8 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.output": "run.output=elsewhere",
     **{f"run.about.{key}": f"run.about.{key}=x" for key in ("title", "author", "description", "license", "trigger")},
     "run.gradient_checkpointing": "run.gradient_checkpointing=true",
+    "run.offload": (["run.gradient_checkpointing=true"], "run.offload=0.5"),
+    "run.offload_activations": "run.offload_activations=true",
     "run.attention": "run.attention=math",
     "run.channels_last": "run.channels_last=true",
     "run.compile": "run.compile=true",
@@ -320,6 +322,8 @@ REFUSED = {
     *(f"optimizer.schedule.{key} schedule_free" for key in ("kind", "floor", "restarts", "power", "decay")),
     *(f"data.sources.0.{key}" for key in ("subset", "revision", "streaming")),  # of datasets that are fetched by name
     "objective.timesteps.model_shift uniform",  # of flows
+    "run.offload",  # without a GPU
+    "run.offload_activations",
 }
 
 

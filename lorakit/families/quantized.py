@@ -68,7 +68,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantizedLinear) -> Tensor:
-        ctx.layer, ctx.dtype = layer, x.dtype
+        # these very tensors: a layer that waits in the CPU's memory has others when the backward pass comes
+        ctx.save_for_backward(layer.packed, layer.scales)
+        ctx.shape, ctx.kind, ctx.dtype = (layer.out_features, layer.in_features), layer.kind, x.dtype
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return F.linear(x.to(dtype), layer.unpacked(dtype), None if bias is None else bias.to(dtype))
@@ -76,7 +78,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return (gradient @ ctx.layer.unpacked(gradient.dtype)).to(ctx.dtype), None, None
+        packed, scales = ctx.saved_tensors
+        weight = _unpacked(packed, scales, ctx.shape, gradient.dtype, ctx.kind)
+        return (gradient @ weight).to(ctx.dtype), None, None
 
 
 def _packed(weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:

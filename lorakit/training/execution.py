@@ -48,6 +48,13 @@ def use_channels_last(module: nn.Module) -> None:
 
 def compile_blocks(module: nn.Module) -> None:
     """Makes torch compile the transformer blocks of `module` when they first run, once for each size of picture."""
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    for block in blocks_of(module, key="run.compile"):
+        block.compile(backend=BACKEND, dynamic=False)
+
+
+def blocks_of(module: nn.Module, *, key: str) -> list[nn.Module]:
+    """The transformer blocks that `module` repeats; InputError, which names the setting `key`, where there are none."""
     kinds = set(getattr(module, "_repeated_blocks", None) or ())
     if not kinds:  # not said by every model: blocks that are no part of others, several of a kind
         whole = set(getattr(module, "_no_split_modules", None) or ())
@@ -55,10 +62,8 @@ def compile_blocks(module: nn.Module) -> None:
         kinds = {kind for kind in whole if counted[kind] > 1}
     blocks = [block for block in module.modules() if type(block).__name__ in kinds]
     if not blocks:
-        raise InputError("run.compile: diffusers names no blocks of this model that repeat: leave it out.")
-    torch._dynamo.config.recompile_limit = RECOMPILATIONS
-    for block in blocks:
-        block.compile(backend=BACKEND, dynamic=False)
+        raise InputError(f"{key}: diffusers names no blocks of this model that repeat: leave it out.")
+    return blocks
 
 
 def repeated(module: nn.Module) -> Iterator[nn.Module]:

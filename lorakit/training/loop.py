@@ -49,6 +49,11 @@ class RunSettings(core_settings.Settings):
     """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     gradient_checkpointing: Neutral[bool] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    offload: Neutral[float | None] = Field(None, gt=0, le=1)
+    """This share of the backbone's blocks waits in the CPU's memory and comes to the GPU one by one, each while the one
+    before computes. Needs `gradient_checkpointing`. Left out: all stay on the GPU."""
+    offload_activations: Neutral[bool] = False
+    """What the backward pass needs of the forward pass waits in the CPU's memory meanwhile."""
     attention: Attention = "auto"
     """The kernel that attention runs in during training; refused where torch has it not for the model and device.
     "auto": torch chooses."""
@@ -89,6 +94,16 @@ class RunSettings(core_settings.Settings):
     """What the adapter's file says to people. Left out: what follows from the recipe."""
     trackers: Neutral[list[Literal["wandb", "tensorboard"]]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""
+
+    @model_validator(mode="after")
+    def _offloadable(self) -> "RunSettings":
+        if self.offload and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload needs gradient_checkpointing = true: else the backward pass keeps every block on the GPU."
+            )
+        if self.offload and self.compile:
+            raise ValueError("offload and compile do not go together: remove one of them.")
+        return self
 
     @model_validator(mode="after")
     def _measured_sometimes(self) -> "RunSettings":

@@ -4,6 +4,7 @@ The loss of a step is the sum of the weighted example losses over the number of 
 many ranks and micro steps they were computed. Not here: what the loop does between steps (`loop.py`).
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,7 @@ from lorakit.data.plan import share
 from lorakit.families.protocol import Family
 from lorakit.optimizers.state import guarded_step
 from lorakit.training.execution import Attention, attention
+from lorakit.training.offload import activations_aside
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Trainee:
     seed: int
     preserves: bool = False
     attention: Attention = "auto"
+    offload_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Ten
     `count` examples are in the global batch."""
     # dropout inside the model draws from the global generators: tie them to the sample, not to the past
     torch.manual_seed(hashed(trainee.seed, batch.numbers[0], "dropout"))
-    with attention(trainee.attention):  # what is computed again in the backward pass, too
+    aside = activations_aside() if trainee.offload_activations else contextlib.nullcontext()
+    with attention(trainee.attention), aside:  # what is computed again in the backward pass, too
         with trainee.autocast():
             report = trainee.objective(predictor(trainee, batch), batch)
         kept = torch.zeros_like(report.per_example) if report.preservation is None else report.preservation

@@ -14,7 +14,16 @@ def unsuited(recipe: Recipe, model: Description) -> list[str]:
     """Settings of objective, samples and export that say nothing for this model, or would be honoured otherwise."""
     problem = recipe.run.format and unsuited_format(recipe.run.format, model.lora_prefixes)
     wrong = [*_samples(recipe, model), *([f"run.format: {problem}"] if problem else [])]
+    wrong += _without_a_gpu(recipe)
     return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
+
+
+def _without_a_gpu(recipe: Recipe) -> list[str]:
+    import torch
+
+    asked = [key for key in ("offload", "offload_activations") if getattr(recipe.run, key)]
+    there = torch.cuda.is_available()
+    return [f"run.{key}: there is no GPU here whose memory it would save: leave it out." for key in asked if not there]
 
 
 def of_another_task(recipe: Recipe, task: Task) -> list[str]:

@@ -28,8 +28,9 @@ from lorakit.optimizers.state import restore_optimizer
 from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
-from lorakit.training.execution import compile_blocks, use_channels_last
+from lorakit.training.execution import blocks_of, compile_blocks, use_channels_last
 from lorakit.training.interrupt import Interrupt
+from lorakit.training.offload import Offload, some_of, to_gpu
 from lorakit.training.processes import Runtime
 from lorakit.training.step import Trainee
 from lorakit.training.warm import warm_start
@@ -59,8 +60,21 @@ def prepared(
     seeing = not data.cached_latents or family.task != "text"  # pictures, or what the model is given of them
     loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=encoding)
     family.put_away([name for name in others if not (seeing if name == "vae" else encoding)])
-    family.to(runtime.device, family.dtype, only=[family.backbone])
+    _to_device(recipe, family, runtime.device)
     return make_trainee(recipe, data, family, adapted, runtime, found), loader
+
+
+def _to_device(recipe: Recipe, family: Family, device: Any) -> None:
+    """Moves the backbone there, but for the blocks that stay in the CPU's memory."""
+    move = partial(family.to, device, family.dtype, only=[family.backbone])
+    if recipe.run.offload is None:
+        move()
+        return
+    blocks = blocks_of(family.components[family.backbone], key="run.offload")
+    offload = Offload(some_of(blocks, recipe.run.offload))
+    with offload.aside():
+        move()
+    offload.start(to_gpu(device), pinned=True)
 
 
 def _loader(
@@ -166,6 +180,7 @@ def make_trainee(
         seed=recipe.run.seed,
         preserves=recipe.objective.preservation.at is not None,
         attention=recipe.run.attention,
+        offload_activations=recipe.run.offload_activations,
     )
 
 
