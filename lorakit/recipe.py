@@ -199,7 +199,9 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     places += [(data, "cache"), (values.get("run"), "output")]
     places.append((values.get("adapter"), "init_from"))
     places += [(values.get("sample"), key) for key in ("image", "mask")]
-    places += [(s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path")]
+    places += [
+        (s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path", "input_path")
+    ]
     return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
 
 

@@ -124,6 +124,8 @@ DATASET = ["data.sources.0.path=dataset"]
 FINDING = ["optimizer.lr=1.0", "optimizer.d_coef=50.0", "run.steps=10"]  # Prodigy moves its estimate
 EMA = ["run.ema.decay=0.5"]
 FOR_GOOD = ["data.validation=0.5", "run.validate_every=1"]
+EDIT = ["model.path=edit", "data.sources.0.input_path=two"]
+COLUMNS = ["model.path=edit", *DATASET, "data.sources.0.input_column=image"]
 INPAINT = ["model.path=inpaint", "data.sources.0.mask_path=masks"]
 PROMPT = ["sample.prompts=['thing']", "sample.steps=1", "sample.width=32", "sample.height=32", "run.sample_every=1"]
 
@@ -255,6 +257,9 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "data.sources.0.jitter_variants": (["data.sources.0.color_jitter=0.5"], "data.sources.0.jitter_variants=3"),
     "data.sources.0.background": (["data.sources.0.path=clear"], "data.sources.0.background=#112233"),
     "data.sources.0.mask": (["data.sources.0.path=clear"], "data.sources.0.mask=alpha"),
+    "data.sources.0.input_path": (EDIT, "data.sources.0.input_path=tags"),
+    "data.sources.0.input_column": (COLUMNS, "data.sources.0.input_column=image_2"),
+    "data.sources.0.conditioning_dropout": (EDIT, "data.sources.0.conditioning_dropout=0.3"),
     "data.sources.0.mask_means": (INPAINT, "data.sources.0.mask_means=repaint"),
     "data.sources.0.mask_floor": (["data.sources.0.mask_path=masks"], "data.sources.0.mask_floor=0.5"),
     "data.buckets.resolution": "data.buckets.resolution=40",
@@ -351,6 +356,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _dataset(folder / "dataset")
     model = sd.tiny().path
     (folder / "inpaint").symlink_to(sd.tiny("inpaint").path)
+    (folder / "edit").symlink_to(sd.tiny("edit").path)
     for name, scheduler in {"v": {"prediction_type": "v_prediction"}, "other": {"beta_end": 0.02}}.items():
         shutil.copytree(model, folder / name)
         file = folder / name / "scheduler" / "scheduler_config.json"

@@ -10,8 +10,8 @@ Text = Mapping[str, Tensor]
 """Conditioning of a batch, tensors of (B, …) by the name that the family gave them, e.g. {"states": (B, L, D)}."""
 
 
-Task = Literal["text", "inpaint"]
-"""What a model was made for: to draw from text, or to paint a part of a picture anew."""
+Task = Literal["text", "inpaint", "edit"]
+"""What a model was made for: to draw from text, to paint a part of a picture anew, or to edit one as a text says."""
 
 
 class Place(NamedTuple):
@@ -34,7 +34,8 @@ class Example:
     algebra, and ("",) where there is none; `size` is (width, height) of the upright picture in pixels; `digest` is the
     sha256 of its bytes; `role` is "train", "regularization" or "validation"; `focus` is the point (x, y), in 0 … 1 of
     the upright picture, that crops keep in the middle; `mask` is where its mask lies, the picture's own place where its
-    transparency is the mask; `look` is what pictures that look alike have in common.
+    transparency is the mask; `input` is where the picture lies that an editing model makes this one of; `look` is what
+    pictures that look alike have in common.
     """
 
     key: str
@@ -48,6 +49,8 @@ class Example:
     mask_digest: str = ""
     focus: tuple[float, float] | None = None
     look: int = 0
+    input: Place | None = None
+    input_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,20 @@ class Filled(NamedTuple):
     found: int
 
 
-def latent_key(digest: str, cut: Cut, *, fingerprint: str, mask_digest: str = "", alpha_mask: bool = False) -> str:
-    """The key of a picture's latents: its file's `digest`, how it is cut, its mask, the encoder's `fingerprint`."""
+def latent_key(
+    digest: str,
+    cut: Cut,
+    *,
+    fingerprint: str,
+    mask_digest: str = "",
+    alpha_mask: bool = False,
+    input_digest: str = "",
+) -> str:
+    """The key of a picture's latents: its file's `digest`, how it is cut, its mask, the encoder's `fingerprint`; and
+    the digest of the picture that it is made of."""
     how = (*cut.bucket, *cut.anchor, int(cut.flip), len(cut.jitter), *cut.jitter, cut.background)
-    return content_key("latents", LATENTS_VERSION, digest, *how, mask_digest, int(alpha_mask), fingerprint)
+    pair = [input_digest] if input_digest else []
+    return content_key("latents", LATENTS_VERSION, digest, *how, mask_digest, int(alpha_mask), fingerprint, *pair)
 
 
 def text_key(caption: str, fingerprint: str) -> str:
@@ -89,6 +99,7 @@ def fill_latents(
     *,
     prepare: Callable[[Job], Prepared],
     encode: Callable[[Tensor], Tensor],
+    encode_input: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 1,
     workers: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -98,9 +109,10 @@ def fill_latents(
     `jobs` are (`latent_key`, name for messages, what `prepare` takes), asked for one at a time and as often as needed.
     `prepare` reads and cuts a picture, ahead of the encoder, in `workers` processes or else in threads. `encode` takes
     pixels (B, 3, H, W) in -1 … 1 and gives latents (B, C, h, w). An entry is `latents` (C, h, w) in float32 and, where
-    the picture has one, its `mask` (1, h, w). Pictures are encoded one at a time unless `batch_size` says otherwise:
-    what else is in a batch changes the last bits, and what else is missing must not. `on_progress` hears of every entry
-    made, by any rank. Raises what `prepare` raises and, for latents that are not finite, InputError; on every rank.
+    the picture has one, its `mask` (1, h, w), and with `encode_input` what that makes of its `input`. Pictures are
+    encoded one at a time unless `batch_size` says otherwise: what else is in a batch changes the last bits, and what
+    else is missing must not. `on_progress` hears of every entry made, by any rank. Raises what `prepare` raises and,
+    for latents that are not finite, InputError; on every rank.
     """
     began = time.monotonic()
 
@@ -111,10 +123,12 @@ def fill_latents(
         ):
             for batch in _batches(pictures, batch_size):
                 with torch.no_grad():
-                    latents = encode(torch.stack([picture.pixels for _, picture in batch])).detach().float().cpu()
-                for (job, picture), of_picture in zip(batch, latents):
+                    latents = _encoded(encode, [picture.pixels for _, picture in batch])
+                    inputs = [picture.input for _, picture in batch if picture.input is not None]
+                    shown = _encoded(encode_input, inputs) if encode_input and inputs else [None] * len(batch)
+                for (job, picture), of_picture, of_input in zip(batch, latents, shown, strict=True):
                     key, label, _ = jobs[job]
-                    shards.add(key, _entry(of_picture, picture.mask, label=label))
+                    shards.add(key, _entry(of_picture, picture.mask, of_input, label=label))
                 yield len(batch)
 
     return _fill(cache, (jobs[i][0] for i in range(len(jobs))), work, on_progress)
@@ -148,15 +162,19 @@ def fill_text(
     return _fill(cache, keys, work, on_progress)
 
 
-def _entry(latents: Tensor, mask: Tensor | None, *, label: str) -> dict[str, Tensor]:
-    if not bool(latents.isfinite().all()):
+def _encoded(encode: Callable[[Tensor], Tensor], pictures: Sequence[Tensor]) -> Tensor:
+    return encode(torch.stack(list(pictures))).detach().float().cpu()
+
+
+def _entry(latents: Tensor, mask: Tensor | None, shown: Tensor | None, *, label: str) -> dict[str, Tensor]:
+    entry = {"latents": latents} if shown is None else {"latents": latents, "input": shown}
+    if not all(bool(tensor.isfinite().all()) for tensor in entry.values()):
         raise InputError(
             f"{printable(label)}: its latents are not finite: look at the picture, or encode in another precision."
         )
-    if mask is None:
-        return {"latents": latents}
-
-    return {"latents": latents, "mask": pool_mask(mask, (latents.shape[-2], latents.shape[-1])).float()}
+    if mask is not None:
+        entry["mask"] = pool_mask(mask, (latents.shape[-2], latents.shape[-1])).float()
+    return entry
 
 
 # -- sharing the work -----------------------------------------------------------------------------------------------

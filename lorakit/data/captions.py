@@ -45,6 +45,10 @@ class CaptionSettings(Settings):
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
     """Chance that a sample's caption is dropped as a whole, so that the model still knows what none means."""
 
+    conditioning_dropout: float = Field(default=0.0, ge=0.0, le=1 / 3)
+    """Of an editing model's pairs: chance that the caption is dropped, that the picture to begin with is, and that both
+    are; each is this. Guidance leads away from just these (Brooks et al. 2023, arXiv:2211.09800, §3.2.1)."""
+
     shuffle_tags: bool = False
     """Whether a caption's tags, the parts between commas, come in another order for each sample. A caption may say what
     stays in place: `shuffled ||| tail`, or `head ||| shuffled ||| tail`."""
@@ -71,6 +75,8 @@ class CaptionSettings(Settings):
     def _tags_have_effect(self) -> Self:
         if self.keep_tags and not (self.shuffle_tags or self.tag_dropout):
             raise ValueError("keep_tags has no effect without shuffle_tags or tag_dropout: remove it.")
+        if self.caption_dropout and self.conditioning_dropout:
+            raise ValueError("caption_dropout and conditioning_dropout are both given: keep one of them.")
         for key in ("drop_tags", "never_drop"):
             if getattr(self, key) and not self.tag_dropout:
                 raise ValueError(f"{key} has no effect without tag_dropout: remove it.")
@@ -126,12 +132,20 @@ def draw_caption(
     and what wildcards and tags draw from. So a setting that is switched on leaves what the others draw as it was.
     """
     dropout, choice, seed = torch.rand(3, generator=draw, dtype=torch.float64).tolist()
-    if dropout < settings.caption_dropout:
+    # the caption alone, then both, then the picture alone
+    if dropout < max(settings.caption_dropout, 2 * settings.conditioning_dropout):
         return ""
     if variants is not None:
         return variants[math.floor(choice * len(variants))]
     lines = _lines(settings, captions)
     return _text(settings, lines[math.floor(choice * len(lines))], seed=("sample", seed), weighted=weighted)
+
+
+def drops_input(settings: CaptionSettings, *, draw: torch.Generator) -> bool:
+    """Whether a sample comes without the picture to begin with; `draw` as `draw_caption` gets it, for one number
+    decides on both."""
+    dropout = float(torch.rand(3, generator=draw, dtype=torch.float64)[0])
+    return settings.conditioning_dropout <= dropout < 3 * settings.conditioning_dropout
 
 
 def plain(settings: CaptionSettings, captions: Sequence[str], *, weighted: bool = False) -> str:

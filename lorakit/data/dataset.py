@@ -5,7 +5,7 @@ Here: the `data` section of a recipe and what becomes of it. Next: `cache.py` en
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -125,7 +125,8 @@ class Dataset:
 
     def all_captions(self) -> Expanded[str]:
         """Every text that a sample may come with, some more than once; "" stands for all that are dropped."""
-        extra = [""] if self.class_texts or any(s.caption_dropout for s in self.settings.sources) else []
+        dropped = any(s.caption_dropout or s.conditioning_dropout for s in self.settings.sources)
+        extra = [""] if self.class_texts or dropped else []
         counts = [len(extra), *(len(self._texts_of(i)) for i in range(len(self.examples)))]
         return Expanded(counts, partial(self._caption, extra))
 
@@ -172,7 +173,10 @@ class Dataset:
         example = self.examples[index]
         own = example.mask == example.place
         digest = "" if own else example.mask_digest
-        return latent_key(example.digest, cut, fingerprint=fingerprint, mask_digest=digest, alpha_mask=own)
+        given = example.input_digest
+        return latent_key(
+            example.digest, cut, fingerprint=fingerprint, mask_digest=digest, alpha_mask=own, input_digest=given
+        )
 
     def read(self, index: int) -> bytes:
         """The bytes of example `index`; InputError where they are not those that were scanned."""
@@ -193,6 +197,9 @@ class Dataset:
         mask = None if own or example.mask is None else self._checked(example, example.mask, example.mask_digest)
         try:
             prepared = prepare_picture(self.read(index), cut, mask=mask, alpha_mask=own)
+            if example.input is not None:
+                given = prepare_picture(self._checked(example, example.input, example.input_digest), cut)
+                prepared = replace(prepared, input=given.pixels)
         except BadImageError as error:
             raise InputError(f"{printable(example.key)}: it cannot be read any more ({printable(error)}).") from None
         empty = prepared.mask is not None and not bool(prepared.mask.any())

@@ -53,13 +53,46 @@ class Texts(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class _Masks:
-    """Where the masks of some examples lie: `rows` (M,) in rising order, `files` one for each, `spans` (M, 2)."""
+class _Beside:
+    """Where the masks, or the inputs, of some examples lie: `rows` (M,) in rising order, `files` one for each, `spans`
+    (M, 2)."""
 
     rows: NDArray[np.int64]
     files: Texts
     spans: NDArray[np.int64]
     digests: NDArray[np.uint8]
+
+    def of(self, index: int) -> tuple[Place | None, str]:
+        """Where that of example `index` lies, and its digest."""
+        row = int(np.searchsorted(self.rows, index))
+        if row == len(self.rows) or self.rows[row] != index:
+            return None, ""
+        return Place(self.files[row], *self.spans[row].tolist()), self.digests[row].tobytes().hex()
+
+
+@dataclass
+class _BesideBuilder:
+    """Collects them."""
+
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    files: Texts = field(default_factory=Texts)
+    spans: "array[int]" = field(default_factory=lambda: array("q"))
+    digests: bytearray = field(default_factory=bytearray)
+
+    def add(self, row: int, place: Place | None, digest: str) -> None:
+        if place is not None:
+            self.rows.append(row)
+            self.files.append(place.file)
+            self.spans.extend(place[1:])
+            self.digests += _digest(digest)
+
+    def build(self) -> _Beside:
+        return _Beside(
+            np.frombuffer(self.rows, dtype=np.int64),
+            self.files,
+            np.frombuffer(self.spans, dtype=np.int64).reshape(-1, 2),
+            np.frombuffer(self.digests, dtype=np.uint8).reshape(-1, 32),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +115,8 @@ class Examples(Sequence[Example]):
     _file_of: NDArray[np.int32]
     _spans: NDArray[np.int64]
     _focus: NDArray[np.float64]
-    _masks: _Masks
+    _masks: _Beside
+    _inputs: _Beside
 
     def with_roles(self, roles: NDArray[np.uint8]) -> "Examples":
         """The same examples in other roles, (N,) numbers in ROLES; all else is shared."""
@@ -105,7 +139,8 @@ class Examples(Sequence[Example]):
         key = self.keys[index]
         number = self._file_of[index]
         file = unescape(key.partition("/")[2]) if number == _SAME else self._files[number]
-        mask, mask_digest = self._mask(index)
+        mask, mask_digest = self._masks.of(index)
+        given, given_digest = self._inputs.of(index)
         x, y = self._focus[index].tolist()
         width, height = self.sizes[index].tolist()
         return Example(
@@ -120,6 +155,8 @@ class Examples(Sequence[Example]):
             mask_digest=mask_digest,
             focus=None if x != x else (x, y),
             look=int.from_bytes(self.looks[index].tobytes(), "big"),
+            input=given,
+            input_digest=given_digest,
         )
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -132,12 +169,11 @@ class Examples(Sequence[Example]):
         found[self._masks.rows] = True
         return found
 
-    def _mask(self, index: int) -> tuple[Place | None, str]:
-        masks = self._masks
-        row = int(np.searchsorted(masks.rows, index))
-        if row == len(masks.rows) or masks.rows[row] != index:
-            return None, ""
-        return Place(masks.files[row], *masks.spans[row].tolist()), masks.digests[row].tobytes().hex()
+    def has_input(self) -> NDArray[np.bool_]:
+        """Which examples are made of another picture, (N,)."""
+        found = np.zeros(len(self), dtype=bool)
+        found[self._inputs.rows] = True
+        return found
 
 
 @dataclass
@@ -155,10 +191,8 @@ class ExamplesBuilder:
     _file_of: "array[int]" = field(default_factory=lambda: array("i"))
     _spans: "array[int]" = field(default_factory=lambda: array("q"))
     _focus: "array[float]" = field(default_factory=lambda: array("d"))
-    _mask_rows: "array[int]" = field(default_factory=lambda: array("q"))
-    _mask_files: Texts = field(default_factory=Texts)
-    _mask_spans: "array[int]" = field(default_factory=lambda: array("q"))
-    _mask_digests: bytearray = field(default_factory=bytearray)
+    _masks: _BesideBuilder = field(default_factory=_BesideBuilder)
+    _inputs: _BesideBuilder = field(default_factory=_BesideBuilder)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -180,11 +214,8 @@ class ExamplesBuilder:
         self._file_of.append(_SAME if same else self._files.setdefault(f"/{place.file}", len(self._files)))
         self._spans.extend((place.start, place.length))
         self._focus.extend(example.focus or (_NO_FOCUS, _NO_FOCUS))
-        if example.mask is not None:
-            self._mask_rows.append(row)
-            self._mask_files.append(example.mask.file)
-            self._mask_spans.extend(example.mask[1:])
-            self._mask_digests += _digest(example.mask_digest)
+        self._masks.add(row, example.mask, example.mask_digest)
+        self._inputs.add(row, example.input, example.input_digest)
 
     def build(self) -> Examples:
         """All that were added. The builder must not be used again."""
@@ -200,12 +231,8 @@ class ExamplesBuilder:
             _file_of=np.frombuffer(self._file_of, dtype=np.int32),
             _spans=np.frombuffer(self._spans, dtype=np.int64).reshape(-1, 2),
             _focus=np.frombuffer(self._focus, dtype=np.float64).reshape(-1, 2),
-            _masks=_Masks(
-                np.frombuffer(self._mask_rows, dtype=np.int64),
-                self._mask_files,
-                np.frombuffer(self._mask_spans, dtype=np.int64).reshape(-1, 2),
-                np.frombuffer(self._mask_digests, dtype=np.uint8).reshape(-1, 32),
-            ),
+            _masks=self._masks.build(),
+            _inputs=self._inputs.build(),
         )
 
 

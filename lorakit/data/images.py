@@ -64,11 +64,13 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """`pixels` (3, H, W) in -1 … 1; `mask` (1, H, W) in 0 … 1 says what of them counts, None: all."""
+    """`pixels` (3, H, W) in -1 … 1; `mask` (1, H, W) in 0 … 1 says what of them counts, None: all; `input` are those of
+    the picture that an editing model begins with."""
 
     pixels: Tensor
     info: CropInfo
     mask: Tensor | None = None
+    input: Tensor | None = None
 
 
 @dataclass(frozen=True)

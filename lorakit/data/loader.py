@@ -18,6 +18,7 @@ from lorakit.core.types import Batch, Text
 from lorakit.data.ahead import by_processes
 from lorakit.data.buckets import Bucket
 from lorakit.data.cache import Cache, text_key
+from lorakit.data.captions import drops_input
 from lorakit.data.dataset import Dataset
 from lorakit.data.images import Cut, crop_info, pool_mask
 from lorakit.data.plan import GlobalBatch, Plan
@@ -171,7 +172,12 @@ class _Samples:
             for entry, n in zip(entries, numbers)
         ]
         seen = [
-            self._seen(entry, self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")), partial(self._of, n))
+            self._seen(
+                entry,
+                self.data.draw_cut(entry, bucket, draw=self._of(n, "crop")),
+                partial(self._of, n),
+                dropped=drops_input(self.data.source_of(entry), draw=self._of(n, "caption")),
+            )
             for entry, n in zip(entries, numbers)
         ]
         shape = self.latent_shapes[bucket]
@@ -244,13 +250,15 @@ class _Samples:
             given=_stacked([s.given for s in seen]) or None,
         )
 
-    def _seen(self, entry: int, cut: Cut, of: Callable[[str], torch.Generator]) -> _Seen:
-        """A sample's picture; what is random of what the model is given is drawn from `of` a purpose."""
+    def _seen(self, entry: int, cut: Cut, of: Callable[[str], torch.Generator], *, dropped: bool = False) -> _Seen:
+        """A sample's picture; what is random of what the model is given is drawn from `of` a purpose; `dropped`: it is
+        given no picture."""
         example, source = self.data.examples[entry], self.data.source_of(entry)
         info = crop_info(example.size, cut)
         width, height = example.size
         size = torch.tensor([height, width, info.top, info.left, cut.bucket.height, cut.bucket.width])
-        cached, given = self.data.cached_latents, {}
+        cached = self.data.cached_latents
+        given: dict[str, Tensor] = {}
         if self.data.task == "inpaint" or not cached:
             prepared = self.data.picture(entry, cut)
         if cached:
@@ -264,6 +272,13 @@ class _Samples:
             said = prepared.mask if source.mask_means == "repaint" else None
             hidden = draw_mask(*cut.bucket, of("repaint")) if said is None else (said >= 0.5).float()
             given = {"pixels": prepared.pixels, "mask": hidden}
+        elif self.data.task == "edit":
+            given = {"dropped": torch.tensor(float(dropped))}
+            if cached:
+                given["latents"] = stored["input"]
+            else:
+                assert prepared.input is not None, "an editing model's pictures have one to begin with"
+                given["pixels"] = prepared.input
         if source.mask_means == "repaint":
             mask = None
         if mask is not None:

@@ -1,6 +1,6 @@
 """What each example of a run was, so that a run that is to go on can say which picture has changed since.
 
-A line per example: its key, and a mark that depends on its picture, captions, mask, focus and role.
+A line per example: its key, and a mark that depends on its pictures, captions, mask, focus and role.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ _SHOWN = 20
 
 def mark(example: Example) -> str:
     parts = [example.digest, *example.captions, example.mask_digest, str(example.focus), example.role]
+    parts += [example.input_digest] if example.input else []
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

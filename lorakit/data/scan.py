@@ -29,7 +29,7 @@ from lorakit.data.sources import Found, Item, SourceSettings, Storage, make_key,
 # decoding releases the interpreter's lock; more threads would hold more large pictures in memory
 _THREADS = min(4, os.cpu_count() or 1)
 _AHEAD = 16 * _THREADS
-_ASPECT = 0.01  # how far, in proportion, a mask's aspect may be off
+_ASPECT = 0.01  # how far, in proportion, the aspect of a mask or input picture may be off
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ def scan(
 
 
 class _Looked(NamedTuple):
-    """What came of looking at an item: what is known of picture and mask, or what is wrong with them."""
+    """What came of looking at an item: what is known of picture, mask and input, or what is wrong with them."""
 
     picture: Seen | str
     mask: Seen | str | None = None
+    input: Seen | str | None = None
 
 
 @dataclass
@@ -146,10 +147,12 @@ class _Source:
                     item = item._replace(mask=None)
                 picture = self.memo.get(root, item.place, item.stamp)
                 mask = item.mask and self.memo.get(root, item.mask, item.mask_stamp, kind="mask")
-                if picture is not None and (item.mask is None or mask is not None):
-                    waiting.append((item, _Looked(picture, mask)))
+                given = item.input and self.memo.get(root, item.input, item.input_stamp, kind="input")
+                beside = (item.mask is None or mask is not None) and (item.input is None or given is not None)
+                if picture is not None and beside:
+                    waiting.append((item, _Looked(picture, mask, given)))
                 else:
-                    waiting.append((item, pool.submit(_look, self.storage, item, picture, mask)))
+                    waiting.append((item, pool.submit(_look, self.storage, item, picture, mask, given)))
                 while waiting and (len(waiting) > _AHEAD or _is_ready(waiting[0][1])):
                     self._finish(*waiting.popleft())
                     yield
@@ -167,15 +170,17 @@ class _Source:
         key, label = make_key(self.index, item.name), self.storage.label(item.name)
         self.names.append(hashed(item.name))
         problem = looked.picture if isinstance(looked.picture, str) else self.size_problem(looked.picture.size)
-        if problem is None and isinstance(looked.mask, str):
-            problem = f"its mask: {looked.mask}"
-        if problem is None and isinstance(looked.mask, Seen) and isinstance(looked.picture, Seen):
-            problem = _mask_problem(looked.mask.size, looked.picture.size)
+        for what, beside in (("mask", looked.mask), ("input picture", looked.input)):
+            if problem is None and isinstance(beside, str):
+                problem = f"its {what}: {beside}"
+            if problem is None and isinstance(beside, Seen) and isinstance(looked.picture, Seen):
+                problem = _shape_problem(what, beside.size, looked.picture.size)
         if problem is not None:
             self.found.bad(key, label, problem)
             return
         self.usable += 1
-        assert isinstance(looked.picture, Seen) and not isinstance(looked.mask, str)
+        assert isinstance(looked.picture, Seen)
+        assert not isinstance(looked.mask, str) and not isinstance(looked.input, str)
         focus = looked.mask.focus if looked.mask else None
         try:
             focus = _middle(item.box, looked.picture.size) if item.box else focus
@@ -204,6 +209,8 @@ class _Source:
                 mask_digest=mask_digest,
                 focus=focus,
                 look=looked.picture.look,
+                input=item.input,
+                input_digest=looked.input.digest if looked.input else "",
             )
         )
 
@@ -223,6 +230,8 @@ class _Source:
             self.memo.put(root, item.place, item.stamp, looked.picture, began=self.began)
         if isinstance(looked.mask, Seen) and item.mask is not None:
             self.memo.put(root, item.mask, item.mask_stamp, looked.mask, began=self.began, kind="mask")
+        if isinstance(looked.input, Seen) and item.input is not None:
+            self.memo.put(root, item.input, item.input_stamp, looked.input, began=self.began, kind="input")
 
     def _whole(self, said: int) -> None:
         """What can only be said at the end: no pictures at all, or two of one name."""
@@ -246,12 +255,13 @@ def _is_ready(looked: "_Looked | Future[_Looked]") -> bool:
     return not isinstance(looked, Future) or looked.done()
 
 
-def _look(storage: Storage, item: Item, picture: Seen | None, mask: Seen | None) -> _Looked:
+def _look(storage: Storage, item: Item, picture: Seen | None, mask: Seen | None, given: Seen | None) -> _Looked:
     """Looks at what of an item is not known yet."""
-    looked = picture or _try(storage, item.place, inspect_picture)
-    if item.mask is None:
-        return _Looked(looked)
-    return _Looked(looked, mask or _try(storage, item.mask, inspect_mask))
+    return _Looked(
+        picture or _try(storage, item.place, inspect_picture),
+        item.mask and (mask or _try(storage, item.mask, inspect_mask)),
+        item.input and (given or _try(storage, item.input, inspect_picture)),
+    )
 
 
 def _try(storage: Storage, place: Place, inspect: Callable[[bytes], Seen]) -> Seen | str:
@@ -265,14 +275,14 @@ def _try(storage: Storage, place: Place, inspect: Callable[[bytes], Seen]) -> Se
         return "there is not enough memory to read it: make it smaller"
 
 
-def _mask_problem(mask: tuple[int, int], size: tuple[int, int]) -> str | None:
-    """What is wrong with a mask of this size, if its shape is another than its picture's."""
-    off = abs(mask[0] * size[1] - mask[1] * size[0])
-    # the sides of a smaller mask were rounded, each by half a pixel at most
-    rounding = (size[0] + size[1]) / 2 if mask[0] < size[0] else 0.0
-    if off <= _ASPECT * mask[1] * size[0] + rounding:
+def _shape_problem(what: str, other: tuple[int, int], size: tuple[int, int]) -> str | None:
+    """What is wrong with a mask or input picture of this size, if its shape is another than its picture's."""
+    off = abs(other[0] * size[1] - other[1] * size[0])
+    # the sides of a smaller one were rounded, each by half a pixel at most
+    rounding = (size[0] + size[1]) / 2 if other[0] < size[0] else 0.0
+    if off <= _ASPECT * other[1] * size[0] + rounding:
         return None
-    return f"its mask is {mask[0]}×{mask[1]} and it is {size[0]}×{size[1]}: make the mask of the same shape"
+    return f"its {what} is {other[0]}×{other[1]} and it is {size[0]}×{size[1]}: make the {what} of the same shape"
 
 
 def _middle(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float]:

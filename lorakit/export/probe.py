@@ -55,8 +55,11 @@ def record_calls(family: Family) -> Calls:
 def record_drawing(pipeline: Any, names: Names) -> Calls:
     """The same of a stock pipeline, as it draws small pictures of two captions in two steps."""
     side = 8 * pipeline.vae_scale_factor
-    shown = {}
-    if "mask_image" in inspect.signature(pipeline.__call__).parameters:  # what it paints over
+    shown: dict[str, Any] = {}
+    takes = inspect.signature(pipeline.__call__).parameters
+    if "image_guidance_scale" in takes:  # what it edits
+        shown = {"image": torch.zeros(2, 3, side, side)}
+    if "mask_image" in takes:  # what it paints over
         shown = {"image": torch.zeros(2, 3, side, side), "mask_image": torch.ones(2, 1, side, side), "strength": 1.0}
     with _listening(stock_components(pipeline, names)) as calls:
         pipeline(

@@ -79,9 +79,9 @@ class Family(Names, Protocol):
     the names of the modules that an adapter goes into. `stock_formats` are those that the stock pipeline loads for a
     model of this size; files of other formats are read back by lorakit alone. `task` is what the model was made for,
     and `pipelines` are the classes of the stock pipelines by what they draw from: "text", and where there are such,
-    "image" and "inpaint". Sides of training pictures are multiples of `side_multiple` pixels, of what the stock
-    pipeline draws multiples of `drawing_multiple`. Those of other tasks than "text" have `encode_given`, and `predict`
-    takes `beside`.
+    "image" and "inpaint", or "edit". Sides of training pictures are multiples of `side_multiple` pixels, of what the
+    stock pipeline draws multiples of `drawing_multiple`. Those of other tasks than "text" have `encode_given`, and
+    their `predict` takes `beside`.
     """
 
     path: Path
@@ -114,7 +114,9 @@ class Family(Names, Protocol):
     def encode_given(self, given: Mapping[str, Tensor]) -> Tensor:
         """What the backbone sees beside x_t, (B, K, h, w).
 
-        Of "pixels" (B, 3, H, W) in -1 … 1 and "mask" (B, 1, H, W), 1 where they are to be painted anew and else 0.
+        Of "pixels" (B, 3, H, W) in -1 … 1, and for inpainting "mask" (B, 1, H, W), 1 where they are to be painted anew
+        and else 0; for editing "latents" that came of this method may stand for them, and "dropped" (B,) is 1 for those
+        that are not to be seen.
         """
         ...
 

@@ -24,6 +24,7 @@ TASKS: Mapping[Task, Mapping[str, str]] = {
         "inpaint": "StableDiffusionInpaintPipeline",
     },
     "inpaint": {"inpaint": "StableDiffusionInpaintPipeline"},
+    "edit": {"edit": "StableDiffusionInstructPix2PixPipeline"},
 }
 PIPELINES = tuple(pipelines[task] for task, pipelines in TASKS.items())
 PARTS = {

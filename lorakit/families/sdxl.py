@@ -24,6 +24,7 @@ TASKS: Mapping[Task, Mapping[str, str]] = {
         "inpaint": "StableDiffusionXLInpaintPipeline",
     },
     "inpaint": {"inpaint": "StableDiffusionXLInpaintPipeline"},
+    "edit": {"edit": "StableDiffusionXLInstructPix2PixPipeline"},
 }
 PIPELINES = tuple(pipelines[task] for task, pipelines in TASKS.items())
 TOKENIZERS = ("tokenizer", "tokenizer_2")

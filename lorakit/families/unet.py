@@ -45,16 +45,22 @@ class Model(base.Frozen):
         self.drawing_multiple = vae.drawing_multiple(self.factor)
 
     def encode_given(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Of pixels and mask: the mask at the latents' size, and latents of the picture that is grey where it is 1."""
+        """For inpainting the mask at the latents' size, and latents of the picture that is grey where it is 1; for
+        editing the picture's posterior mode, not scaled (Brooks et al. 2023, arXiv:2211.09800), zeros where dropped."""
+        if self.task == "edit":
+            z = given["latents"] if "latents" in given else vae.posterior_mean(self.vae, given["pixels"])
+            return z if "dropped" not in given else z * (1 - given["dropped"].view(-1, 1, 1, 1))
         latents = self.encode_images(given["pixels"] * (given["mask"] < 0.5))
         # the nearest pixel's value, as the stock pipeline takes it
         return torch.cat([F.interpolate(given["mask"], size=latents.shape[-2:]).to(latents), latents], dim=1)
 
     def sample(self, x_t: Tensor, beside: Tensor | None) -> Tensor:
-        """What the U-Net is handed: x_t and behind it, where it takes more, `beside`; where that is None, nothing is
-        shown: all is to be painted."""
+        """What the U-Net is handed: x_t and behind it, where it takes more, `beside`; where that is None, what it is
+        where nothing is shown: no picture, or one of which all is to be painted."""
         if self.task == "text":
             return x_t.to(self.dtype)
+        if beside is None and self.task == "edit":
+            beside = torch.zeros_like(x_t)
         if beside is None:
             mask = x_t.new_ones(len(x_t), 1, *(side * self.factor for side in x_t.shape[-2:]))
             beside = self.encode_given({"pixels": torch.zeros_like(mask).expand(-1, 3, -1, -1), "mask": mask})
@@ -75,7 +81,7 @@ def task(model: Source) -> Task:
 
 def channels(task: Task, own: int) -> int:
     """How many channels the U-Net of a model for `task` sees, of latents that have `own`."""
-    return {"text": own, "inpaint": own + 1 + own}[task]
+    return {"text": own, "inpaint": own + 1 + own, "edit": own + own}[task]
 
 
 def process(model: Source) -> GaussianDiffusion:
@@ -126,5 +132,12 @@ def with_chunks(pipeline: Any, family: Any) -> Any:
             for text in (said, unsaid)
         )
 
+    def encode_edit(*args: Any, **kwargs: Any) -> Tensor:
+        """As Stable Diffusion's editing pipeline has it: at once for its three predictions."""
+        said, unsaid = encode_prompt(*args, **kwargs)
+        return torch.cat([said, unsaid, unsaid]) if pipeline.do_classifier_free_guidance else said
+
     pipeline.encode_prompt = encode_prompt
+    if family.task == "edit" and hasattr(pipeline, "_encode_prompt"):
+        pipeline._encode_prompt = encode_edit
     return pipeline

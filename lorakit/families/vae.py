@@ -61,13 +61,19 @@ def tile(vae: Any, side: int) -> None:
 
 
 @torch.no_grad()
+def posterior_mean(vae: Any, pixels: Tensor) -> Tensor:
+    """The posterior's mean of pixels (B, 3, H, W) in -1 … 1, which is its mode too, as the VAE has it."""
+    found: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
+    return found
+
+
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean as backbones take it: (B, C, H/f, W/f). Films are (B, 3, T,
     H, W), and so are their latents.
 
     (z - shift) · scale, or (z - mean) · scale / std where the configuration has these, a number for each channel.
     """
-    z, config = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean, vae.config
+    z, config = posterior_mean(vae, pixels), vae.config
     if config.latents_mean is None or config.latents_std is None:
         return (z - (config.shift_factor or 0.0)) * config.scaling_factor
     mean, std = (torch.tensor(x).view(-1, *[1] * (z.ndim - 2)).to(z) for x in (config.latents_mean, config.latents_std))

@@ -67,6 +67,7 @@ def fill_cache(
                 data.all_latents(fingerprint=latents_name),
                 prepare=data.prepare,
                 encode=family.encode_images,
+                encode_input=(lambda pixels: family.encode_given({"pixels": pixels})) if data.task == "edit" else None,
                 workers=data.settings.workers,
                 on_progress=made,
             )

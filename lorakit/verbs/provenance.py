@@ -18,7 +18,7 @@ from lorakit.verbs.survey import global_batch
 
 _TAGS = 200  # of each source, the commonest
 _LONGEST_TAG = 40  # what is longer is a sentence, which may say more than its author wants to pass on
-_PATHS = ("path", "mask_path", "init_from")
+_PATHS = ("path", "mask_path", "input_path", "init_from")
 
 
 def provenance(recipe: Recipe, data: Dataset, report: DataReport, family: Family) -> dict[str, str]:

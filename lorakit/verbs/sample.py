@@ -28,7 +28,10 @@ log = logging.getLogger("lorakit")
 STRENGTH = {"image": 0.6, "inpaint": 1.0, "upscale": 0.3}
 
 # what models that are made for one task alone want
-DOES = {"inpaint": "paint a part of a picture anew: give --image and --mask"}
+DOES = {
+    "inpaint": "paint a part of a picture anew: give --image and --mask",
+    "edit": "edit a picture: give --image, and neither --mask nor --strength",
+}
 
 
 def sample(
@@ -61,12 +64,14 @@ def sample(
     quiet_libraries()
     task = "text" if image is None else "image" if mask is None else "inpaint"
     _check_options(task, mask=mask, strength=strength, upscale=upscale)
-    last = "upscale" if upscale > 1 else task
+    last, free = "upscale" if upscale > 1 else task, strength is None
     strength = STRENGTH.get(last, 1.0) if strength is None else strength
     if last != "text" and int(steps * strength) < 1:
         raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
     canvas = None if image is None else read_canvas(image, mask)
     model = _loaded(base, config, family, precision)
+    if model.task == "edit" and task == "image" and free:
+        task, strength = "edit", 1.0
     if task not in model.pipelines and model.task != "text":
         raise InputError(f"the model is made to {DOES[model.task]}.")
     for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):

@@ -65,7 +65,8 @@ def _encoded(recipe: Recipe, data: Dataset, model: Description) -> int:
     numbers = 0
     if data.cached_latents:
         largest = max(data.buckets, key=lambda bucket: bucket.width * bucket.height)
-        numbers += len(data.all_latents(fingerprint="")) * model.latent_size(*largest)
+        pictures = 2 if model.task == "edit" else 1  # of each, with that which it is made of
+        numbers += len(data.all_latents(fingerprint="")) * model.latent_size(*largest) * pictures
     if recipe.adapter.text_encoder is None:
         numbers += len(set(data.all_captions())) * model.text_size
     return numbers * _FP32

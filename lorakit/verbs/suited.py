@@ -33,6 +33,13 @@ def of_another_task(recipe: Recipe, task: Task) -> list[str]:
         key = f"data.sources.{i}"
         if source.mask_means == "repaint" and task != "inpaint":
             problems.append(f'{key}.mask_means = "repaint": the model is not made for inpainting: remove it.')
+        pairs = {"input_path": source.input_path, "input_column": source.input_column}
+        if task == "edit" and not any(pairs.values()):
+            problems.append(
+                f"{key}.input_path: the model edits pictures: name the folder of those that it begins with."
+            )
+        if task != "edit":
+            problems += [f"{key}.{name}: the model does not edit pictures: remove it." for name in pairs if pairs[name]]
         if source.generate is not None and task != "text":
             problems.append(f"{key}.generate: the model draws over pictures alone: name a folder of pictures.")
     return problems
@@ -49,7 +56,7 @@ def _samples(recipe: Recipe, model: Description) -> list[str]:
         if side is not None and side % model.drawing_multiple
     ]
     wrong += too_few_steps("sample.steps", asked.steps, least=model.process.least_steps)
-    needed = {"text": (), "inpaint": ("image", "mask")}[model.task]
+    needed = {"text": (), "inpaint": ("image", "mask"), "edit": ("image",)}[model.task]
     unshown = []
     for key, given in (("image", asked.image), ("mask", asked.mask)):
         if given is None and key in needed:

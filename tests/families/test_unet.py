@@ -43,13 +43,15 @@ def shown() -> Tensor:
     return torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
-def handed(family: families.Family, given: dict[str, Tensor], captions: list[str], asked: dict[str, Any]) -> None:
+def handed(
+    family: families.Family, given: dict[str, Tensor], captions: list[str], asked: dict[str, Any], *, live: bool = False
+) -> None:
     """That the U-Net gets of a stock pipeline that is `asked` so what it gets of the family, which is `given` so."""
-    pipeline = family.stock_pipeline()
+    pipeline = family.live_pipeline(family.task) if live else family.stock_pipeline()
 
     def draw_stock() -> None:
         pipeline(
-            captions[-1],
+            next(caption for caption in captions if caption),
             height=HEIGHT,
             width=WIDTH,
             num_inference_steps=2,
@@ -61,11 +63,12 @@ def handed(family: families.Family, given: dict[str, Tensor], captions: list[str
 
     stock = recorded(pipeline.unet, draw_stock)
     x_t, t = stock["sample"][:, :4], torch.as_tensor(stock["timestep"])
-    given = {name: x.expand(len(x_t), *x.shape[1:]) for name, x in given.items()}
+    given = {name: x if len(x) > 1 else x.expand(len(x_t), *x.shape[1:]) for name, x in given.items()}
 
     def predict() -> None:
         beside = family.encode_given(given)
-        said = family.predict(x_t, t.expand(len(x_t)), family.encode_text(captions), beside=beside)
+        text = family.encode_text(captions if len(x_t) > 1 else captions[:1])
+        said = family.predict(x_t, t.expand(len(x_t)), text, beside=beside)
         assert said.shape == x_t.shape
 
     own = recorded(family.components["unet"], predict)
@@ -83,6 +86,22 @@ def test_an_inpainting_model_sees_mask_and_masked_picture_as_from_its_stock_pipe
     # the pipeline takes tensors of pixels in 0 … 1 or -1 … 1, and tells them apart by their smallest
     asked = {"image": shown(), "mask_image": MASK, "strength": 1.0}
     handed(family, given, ["", "a red circle"], asked)
+
+
+def test_an_editing_model_sees_a_picture_as_from_its_stock_pipeline(module: Any) -> None:
+    """Guided, that asks thrice: with both, without the text, and without either."""
+    family = made_for(module, "edit")
+    given = {"pixels": shown(), "dropped": torch.tensor([0.0, 0.0, 1.0])}
+    handed(family, given, ["a red circle", "", ""], {"image": shown(), "image_guidance_scale": 2.0})
+    latents = family.encode_given({"pixels": shown()})
+    assert torch.equal(family.encode_given({"latents": latents, "dropped": torch.zeros(1)}), latents)
+    assert not family.encode_given({"latents": latents, "dropped": torch.ones(1)}).any()
+
+
+def test_long_captions_reach_an_editing_model_whole(module: Any) -> None:
+    family = module.load(module.Settings(path=str(module.tiny("edit").path), caption_chunks=2))
+    given = {"pixels": shown(), "dropped": torch.tensor([0.0, 0.0, 1.0])}
+    handed(family, given, ["a b c d e f g h i j k l m n o p q", "", ""], {"image": shown()}, live=True)
 
 
 def test_what_is_hidden_of_a_picture_is_not_seen() -> None:
@@ -106,9 +125,12 @@ def test_where_nothing_is_given_nothing_is_shown() -> None:
     text = family.encode_text(["a", "b"])
     told = family.predict(x_t, t, text, beside=family.encode_given(given))
     assert torch.equal(family.predict(x_t, t, text), told)
+    family = made_for(sd, "edit")
+    told = family.predict(x_t, t, text, beside=torch.zeros_like(x_t))
+    assert torch.equal(family.predict(x_t, t, text), told)
 
 
-@pytest.mark.parametrize("task", ["inpaint"])
+@pytest.mark.parametrize("task", ["inpaint", "edit"])
 def test_an_adapter_gives_the_same_picture_in_a_fresh_stock_pipeline(module: Any, task: Task, tmp_path: Path) -> None:
     family = made_for(module, task)
     assert family.task == families.describe(family.name, str(family.path)).task == task
@@ -117,7 +139,7 @@ def test_an_adapter_gives_the_same_picture_in_a_fresh_stock_pipeline(module: Any
     report = write_verified(state, tmp_path / "a.safetensors", family=family)
     assert report.reader == "stock pipeline"
     picture = Image.fromarray(((shown()[0] + 1) * 127.5).byte().movedim(0, -1).numpy())
-    mask = Image.fromarray((MASK[0, 0] * 255).byte().numpy())
+    mask = Image.fromarray((MASK[0, 0] * 255).byte().numpy()) if task == "inpaint" else None
     request = Request("a red circle", 1, width=WIDTH, height=HEIGHT, image=picture, mask=mask)
     stock = family.stock_pipeline()
 
@@ -139,7 +161,7 @@ def trained(parts: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
     return parts
 
 
-@pytest.mark.parametrize("task", ["inpaint"])
+@pytest.mark.parametrize("task", ["inpaint", "edit"])
 def test_its_stock_pipeline_draws_what_a_merge_is_verified_by(module: Any, task: Task) -> None:
     family = made_for(module, task)
     calls = record_drawing(family.stock_pipeline(), family).made["unet"]
@@ -157,10 +179,10 @@ def test_a_folder_is_what_its_channels_say(tmp_path: Path) -> None:
     assert type(family.stock_pipeline()).__name__ == "StableDiffusionInpaintPipeline"
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 5}))
-    with pytest.raises(InputError, match=r"its U-Net sees 5 channels, and here are known 4 \(text\), 9 \(inpaint\)"):
+    with pytest.raises(InputError, match=r"its U-Net sees 5 channels, and here are known 4 \(text\), 9 \(inpaint\), 8"):
         families.describe("sd", str(folder))
 
 
 def test_channels_are_counted_by_the_latents() -> None:
-    assert [unet.channels(task, 4) for task in ("text", "inpaint")] == [4, 9]
+    assert [unet.channels(task, 4) for task in ("text", "inpaint", "edit")] == [4, 9, 8]
     assert unet.channels("inpaint", 16) == 33

@@ -10,6 +10,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.data.images import suffixes
 from lorakit.data.sources.folder import FOREIGN, PLUGINS, FolderStorage, split_name
+from lorakit.data.sources.inputs import Paired
 from lorakit.data.sources.items import Found, Item, Storage, escape, make_key, source_index, unescape
 from lorakit.data.sources.masks import Masked
 from lorakit.data.sources.settings import TABLE_KEYS, SourceSettings
@@ -40,12 +41,12 @@ def open_source(settings: SourceSettings, index: int, *, cache: Path) -> Storage
         storage = _open(settings, index, cache)
     except ValueError as error:
         raise InputError(f"data.sources.{index}.path = {printable(settings.path)}: {error}.") from None
-    if settings.mask_path is None:
-        return storage
-    if "\0" in settings.mask_path or not os.path.isdir(settings.mask_path):
-        mask_path = printable(settings.mask_path)
-        raise InputError(f"data.sources.{index}.mask_path = {mask_path}: there is no such folder.")
-    return Masked(storage, settings.mask_path, index)
+    for key, path in (("mask_path", settings.mask_path), ("input_path", settings.input_path)):
+        if path is not None and ("\0" in path or not os.path.isdir(path)):
+            raise InputError(f"data.sources.{index}.{key} = {printable(path)}: there is no such folder.")
+    if settings.input_path is not None:
+        storage = Paired(storage, settings.input_path, index)
+    return storage if settings.mask_path is None else Masked(storage, settings.mask_path, index)
 
 
 def _open(settings: SourceSettings, index: int, cache: Path) -> Storage:

@@ -22,6 +22,9 @@ class Columns:
             raise ValueError(f"there is no column '{printable(image)}': set image_column ({there})")
         if not _is_picture(features[image]):
             raise ValueError(f"column '{printable(image)}' holds no pictures: set image_column ({there})")
+        shown = settings.input_column
+        if shown is not None and (shown not in features or not _is_picture(features[shown])):
+            raise ValueError(f"there is no column of pictures '{printable(shown)}': set input_column ({there})")
         self.caption = settings.caption_column
         if self.caption is None:
             given = [name for name in CAPTION_KEYS if name in features]

@@ -54,7 +54,7 @@ class Item(NamedTuple):
     none; `stamp` changes whenever the bytes may have changed, "" being unknown; `box` is left, top, right and bottom of
     what matters in it, in pixels of the upright picture; `problems` are what is wrong with its captions, complete
     messages, which count if the picture itself can be used. `caption_file` is the text file that the captions are, ""
-    where they stand in something larger or there are none.
+    where they stand in something larger or there are none. `input` is the picture that an editing model begins with.
     """
 
     name: str
@@ -66,6 +66,8 @@ class Item(NamedTuple):
     box: Box | None = None
     problems: tuple[str, ...] = ()
     caption_file: str = ""
+    input: Place | None = None
+    input_stamp: str = ""
 
 
 class Storage(Protocol):

@@ -11,7 +11,7 @@ from lorakit.data.sources.generate import GenerateSettings
 from lorakit.data.sources.sidecars import captions_of
 
 # what only tables of `datasets` have
-TABLE_KEYS = ("split", "subset", "revision", "image_column", "caption_column", "streaming")
+TABLE_KEYS = ("split", "subset", "revision", "image_column", "input_column", "caption_column", "streaming")
 
 
 class SourceSettings(CaptionSettings, PictureSettings):
@@ -53,6 +53,10 @@ class SourceSettings(CaptionSettings, PictureSettings):
     """A folder with a mask for each picture, under the same relative name but with `.png`; absent: `a.mask.png` beside
     `a.jpg`."""
 
+    input_path: str | None = None
+    """A folder with the picture that an editing model is to begin with for each picture, of the same shape and under
+    the same relative name, whatever its suffix; the caption is the instruction."""
+
     split: str | None = None
     """Which split of a dataset (datasets and parquet only); absent: train."""
 
@@ -64,6 +68,9 @@ class SourceSettings(CaptionSettings, PictureSettings):
 
     image_column: str = "image"
     """The column that holds the pictures (datasets and parquet only)."""
+
+    input_column: str | None = None
+    """The column that holds the pictures which an editing model is to begin with (datasets and parquet only)."""
 
     caption_column: str | None = None
     """The column, or the key in metadata.jsonl and metadata.csv, that holds the captions; absent: text, caption or
@@ -94,7 +101,8 @@ class SourceSettings(CaptionSettings, PictureSettings):
     @model_validator(mode="after")
     def _all_has_effect(self) -> Self:
         if self.role == "validation":
-            for key in ("weight", "flip", "color_jitter", "caption_dropout", "tag_dropout", "shuffle_tags"):
+            in_training = "weight", "flip", "color_jitter", "caption_dropout", "conditioning_dropout", "tag_dropout"
+            for key in (*in_training, "shuffle_tags"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"{key} has no effect on a validation source: remove it.")
         return self
@@ -119,6 +127,16 @@ class SourceSettings(CaptionSettings, PictureSettings):
         if value is not None:
             captions_of(value)
         return value
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if self.input_column is not None and self.input_path is not None:
+            raise ValueError("input_path and input_column are both given: keep one of them.")
+        if self.input_column is not None and self.streaming:
+            raise ValueError("input_column is not read of rows that stream: remove streaming.")
+        if self.conditioning_dropout and self.input_path is None and self.input_column is None:
+            raise ValueError("conditioning_dropout is of pairs: name the pictures to begin with by input_path.")
+        return self
 
     @field_validator("mask_path")
     @classmethod

@@ -25,6 +25,7 @@ from lorakit.data.upkeep import touch
 HUB = "hf://datasets/"
 Kind = Literal["saved", "parquet", "hub"]
 _BATCH = 1000
+_INPUT = "input"  # a place's file, of a row's picture to begin with
 
 
 def is_saved_dataset(path: str) -> bool:
@@ -70,7 +71,8 @@ class TableStorage:
         if self._imported is not None:
             return self._imported.identity
         path = s.path if self._kind == "hub" else os.path.realpath(s.path)
-        return json.dumps([path, s.subset, self._split, s.revision, s.image_column])
+        given = [s.input_column] if s.input_column is not None else []
+        return json.dumps([path, s.subset, self._split, s.revision, s.image_column, *given])
 
     def label(self, name: str) -> str:
         return f"{printable(self._settings.path)}: {printable(name)}"
@@ -79,10 +81,10 @@ class TableStorage:
         return "write one into the dataset"
 
     def read(self, place: Place) -> bytes:
-        if place.file:
-            assert self._imported is not None
+        if self._imported is not None:
             return self._imported.read(place)
-        value = self._open()[place.start][self._settings.image_column]
+        column = self._settings.input_column if place.file == _INPUT else self._settings.image_column
+        value = self._open()[place.start][column]
         if isinstance(value, Mapping):
             if value.get("bytes") is None and value.get("path"):
                 return self._read_file(value["path"])
@@ -126,13 +128,19 @@ class TableStorage:
 
     def _item(self, number: int, said: "sidecars.Said | str", stamp: str) -> Item:
         name, place = row_name(number), Place("", number)
+        given = None if self._settings.input_column is None else Place(_INPUT, number)
+        item = Item(name, place, ("",), stamp, input=given, input_stamp=stamp)
         if isinstance(said, str):
-            return Item(name, place, ("",), stamp, problems=(f"{self.label(name)}: {said}.",))
-        return Item(name, place, said.captions, stamp, box=said.box)
+            return item._replace(problems=(f"{self.label(name)}: {said}.",))
+        return item._replace(captions=said.captions, box=said.box)
 
     @property
     def _needs_caption(self) -> bool:
         return not (self._settings.allow_missing_captions or self._settings.default_caption)
+
+    @property
+    def _picture_columns(self) -> list[str]:
+        return [column for column in (self._settings.image_column, self._settings.input_column) if column is not None]
 
     # -- where the rows are --------------------------------------------------------------------------------------
 
@@ -141,7 +149,9 @@ class TableStorage:
         with self._lock:
             if self._table is None:
                 table = self._load()
-                self._table = undecoded(table, self._settings.image_column)
+                for column in self._picture_columns:
+                    table = undecoded(table, column)
+                self._table = table
             return self._table
 
     def _load(self) -> Any:
@@ -211,7 +221,7 @@ class TableStorage:
 
     def _stamp(self, table: Any) -> str:
         """What every row's stamp is: one text for all files; "" where rows only name files, which change unseen."""
-        for chunk in table.data.column(self._settings.image_column).chunks:
+        for chunk in (chunk for column in self._picture_columns for chunk in table.data.column(column).chunks):
             if str(chunk.type).startswith("struct") and chunk.field("bytes").null_count:
                 return ""
         files = self._files or [entry["filename"] for entry in table.cache_files]
