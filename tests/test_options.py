@@ -300,6 +300,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.attention": "run.attention=math",
     "run.channels_last": "run.channels_last=true",
     "run.compile": "run.compile=true",
+    "run.shard": "run.shard=true",
     "run.save_every": "run.save_every=1",
     "run.keep_last": (["run.save_every=1"], "run.keep_last=1"),
     "run.keep_every": (["run.save_every=1", "run.keep_last=1"], "run.keep_every=2"),
@@ -329,6 +330,7 @@ REFUSED = {
     "objective.timesteps.model_shift uniform",  # of flows
     "run.offload",  # without a GPU
     "run.offload_activations",
+    "run.shard",  # with one process
 }
 
 

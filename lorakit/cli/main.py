@@ -10,10 +10,12 @@ import importlib
 import logging
 import os
 import sys
+import time
 
 from lorakit.core.errors import InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
 
+_TELLING = 10.0  # seconds that a process waits for the first one to have told an error
 VERBS = ("demo", "check", "caption", "captions", "cache", "train", "sample", "export", "convert", "merge", "inspect")
 
 
@@ -58,6 +60,7 @@ def _main(arguments: list[str] | None) -> None:
     except LorakitError as error:
         if _is_ours_to_tell(error):
             report(error)
+        _wait_for_the_telling(error)
         # a signal may have left a pool with a thread that nobody knows; a lost process, gloo with one that aborts
         if isinstance(error, InterruptedRun | LostProcess):
             from lorakit.core.processes import end_now
@@ -86,6 +89,19 @@ def _is_ours_to_tell(error: LorakitError) -> bool:
     distributed = sys.modules.get("torch.distributed")
     # before they have found each other, all do the same
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _wait_for_the_telling(error: LorakitError) -> None:
+    """Until the first process of a launch has said what all of them met: a launcher ends the others as soon as one has
+    ended, and in the middle of a word."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        if error.everywhere:
+            from lorakit.core.processes import meet
+
+            meet(_TELLING)
+    elif os.environ.get("RANK", "0") != "0":  # they have not found each other; the launcher ends this sleep
+        time.sleep(_TELLING)
 
 
 def report(error: LorakitError) -> None:

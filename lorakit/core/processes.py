@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -125,6 +125,54 @@ def on_first_rank(action: Callable[[], T]) -> T:
     return outcome[1]
 
 
+def together(action: Callable[[], T]) -> T:
+    """What `action` returns on this rank, once all are done with theirs; what it raises on one, every rank raises."""
+    result, failure = None, None
+    try:
+        result = action()
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error
+    raise_first(gather_objects(portable(failure)), own=failure)
+    return cast("T", result)
+
+
+def on_each_rank(action: Callable[[], T]) -> list[T]:
+    """What `action` returns on every rank, in rank order, on every rank; what it raises on one, every rank raises.
+
+    It may take hours, and longer on one rank than on another: as `on_first_rank` for the rest. So it must not itself
+    speak with other ranks.
+    """
+    if world() == 1:
+        return [action()]
+    call = _Call(action)
+    try:
+        while True:
+            done, result, failure = call.outcome(HEARTBEAT)
+            outcomes = gather_objects((done, result, portable(failure)))
+            raise_first([error for _, _, error in outcomes], own=failure)
+            if all(done for done, _, _ in outcomes):
+                return [result for _, result, _ in outcomes]
+    finally:
+        call.end()
+
+
+def raise_first(errors: Sequence[BaseException | None], *, own: BaseException | None = None) -> None:
+    """Raises, on every rank, the first of the ranks' gathered `errors`; this rank's `own` as it was, with its trace."""
+    for of_rank, error in enumerate(errors):
+        if error is not None:
+            error = own if of_rank == rank() and own is not None else error
+            if isinstance(error, LorakitError):
+                error.everywhere = True
+            raise error
+
+
+def meet(seconds: float) -> None:
+    """Waits until all ranks are here, but no longer than this and whatever has become of the others."""
+    if world() > 1:
+        with contextlib.suppress(RuntimeError):
+            dist.barrier(async_op=True).wait(datetime.timedelta(seconds=seconds))
+
+
 def portable(error: BaseException | None) -> BaseException | None:
     """`error` as other ranks can raise it: one of a library may not survive the journey."""
     if error is None or isinstance(error, LorakitError | KeyboardInterrupt):
@@ -137,12 +185,16 @@ class _Call:
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self._outcome: list[Any] = [False, None, None]
+        # of the thread that asks; a new one would begin with the first GPU
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._done = threading.Event()  # an interrupted Thread.join takes the thread for ended (Python 3.11)
         self._thread = threading.Thread(target=self._run, args=(action,), daemon=True)
         self._thread.start()
 
     def _run(self, action: Callable[[], Any]) -> None:
         try:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
             self._outcome = [True, action(), None]
         except BaseException as error:
             self._outcome = [True, None, error]

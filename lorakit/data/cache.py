@@ -196,11 +196,7 @@ def _fill(
         if error and alone:
             raise error
         outcomes = processes.gather_objects((done, processes.portable(error)))
-        if error:
-            raise error
-        for _, others in outcomes:
-            if others:
-                raise others
+        processes.raise_first([of_rank for _, of_rank in outcomes], own=error)
         if on_progress:
             on_progress(sum(count for count, _ in outcomes) - done)
         todo = np.concatenate([part[count:] for part, (count, _) in zip(parts, outcomes)])

@@ -5,7 +5,7 @@ that do it ahead of the training. Not here: which samples a step has (`plan.py`)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -32,11 +32,15 @@ Extra = Callable[[tuple[int, ...], Callable[[str], torch.Generator]], Mapping[st
 
 @dataclass(frozen=True)
 class StepPlan:
-    """An optimizer step: its epoch, the keys of its global batch in order, and this rank's micro steps, maybe none."""
+    """An optimizer step: its epoch, the keys of its global batch in order, and this rank's micro steps, maybe none.
+
+    `padding` are micro steps to be made besides and to count for nothing, where all ranks have to make equally many.
+    """
 
     epoch: int
     keys: tuple[str, ...]
     batches: tuple[Batch, ...]
+    padding: tuple[Batch, ...] = ()
 
 
 class Loader:
@@ -45,8 +49,8 @@ class Loader:
     Latents, if `data` caches them, and text, unless `text_fingerprint` is None (a text encoder is adapted), are read
     from `cache`, which must hold them under these fingerprints; else a batch has pixels. `latent_shapes` are those of
     all buckets; `extra` makes what is random about a sample besides its noise and quantile. `stratified`: of a step's
-    N quantiles each N-th of 0 … 1 holds one. The numbers are the same for any number of `workers`; the global random
-    generators are left alone.
+    N quantiles each N-th of 0 … 1 holds one. `padded`: all ranks make equally many micro steps. The numbers are
+    the same for any number of `workers`; the global random generators are left alone.
     """
 
     def __init__(
@@ -63,12 +67,13 @@ class Loader:
         extra: Extra | None = None,
         rank: int = 0,
         world: int = 1,
+        padded: bool = False,
         workers: int = 0,
     ) -> None:
         self._samples = _Samples(
             data, cache, latents_fingerprint, text_fingerprint, latent_shapes, seed, stratified, extra
         )
-        self._split = _Split(batch_size, rank, world)
+        self._split = _Split(batch_size, rank, world, padded)
         self._workers = workers
 
     def steps(self, first_step: int, last_step: int) -> Iterator[StepPlan]:
@@ -135,6 +140,7 @@ class _Split:
     batch_size: int
     rank: int
     world: int
+    padded: bool
 
 
 @dataclass(frozen=True)
@@ -321,13 +327,24 @@ class _Steps(TorchDataset):
     def __getitem__(self, step: int) -> StepPlan | LorakitError:
         plan, split = self._samples.data.plan, self._split
         chosen = plan.at(step)
-        cuts = plan.micro_steps(chosen, rank=split.rank, world=split.world, batch_size=split.batch_size)
+        of_ranks = [
+            plan.micro_steps(chosen, rank=rank, world=split.world, batch_size=split.batch_size)
+            for rank in (range(split.world) if split.padded else [split.rank])
+        ]
+        cuts = of_ranks[split.rank if split.padded else 0]
+        lacking = max(map(len, of_ranks)) - len(cuts)
         try:
             batches = tuple(self._samples.batch(chosen, cut) for cut in cuts)
+            # a real sample, so that nothing can come of it that would not come of the step's own
+            padding = (_weightless(self._samples.batch(chosen, range(1))),) * lacking if lacking else ()
         except LorakitError as error:
             return error
         keys = self._samples.data.examples.keys
-        return StepPlan(chosen.epoch, tuple(keys[i] for i in chosen.entries), batches)
+        return StepPlan(chosen.epoch, tuple(keys[i] for i in chosen.entries), batches, padding)
+
+
+def _weightless(batch: Batch) -> Batch:
+    return replace(batch, weight=torch.zeros_like(batch.weight))
 
 
 def _raised(step: StepPlan | LorakitError) -> StepPlan:

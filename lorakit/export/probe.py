@@ -38,13 +38,24 @@ class Calls:
         }
 
 
+class _Heard(Exception):
+    """The backbone has been called."""
+
+
 def record_calls(family: Family) -> Calls:
     """What backbone and text encoders of `family` are called with for two captions, noisy latents and two times."""
     parts = {name: family.components[name] for name in (family.backbone, *family.text_encoders)}
     device = next(parts[family.backbone].parameters()).device
     shape = family.latent_shape(*[8 * family.side_multiple] * 2)
-    with family.at_hand(), _listening(parts) as calls:
-        # what the model answers does not matter here; it may be in training, where dropout would move the generator
+
+    def enough(module: nn.Module, args: Any, kwargs: Any) -> None:
+        raise _Heard
+
+    # what the backbone answers does not matter, and it may lie in parts that only all ranks together can use
+    hook = parts[family.backbone].register_forward_pre_hook(enough, prepend=True, with_kwargs=True)
+    with family.at_hand(), _listening(parts) as calls, contextlib.suppress(_Heard), contextlib.ExitStack() as stack:
+        stack.callback(hook.remove)
+        # the others may be in training, where dropout would move the generator
         with torch.no_grad(), torch.random.fork_rng(devices=[]), adapters_disabled(parts):
             x_t = torch.randn(2, *shape, generator=generator("probe", "latents")).to(device)
             t = family.process.at(torch.tensor([0.2, 0.7], device=device))
@@ -83,7 +94,9 @@ def _listening(parts: Modules) -> Iterator[Calls]:
     def listen(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs: made[name].append((_plain(args), _plain(kwargs)))
 
-    hooks = [part.register_forward_pre_hook(listen(name), with_kwargs=True) for name, part in parts.items()]
+    hooks = [
+        part.register_forward_pre_hook(listen(name), prepend=True, with_kwargs=True) for name, part in parts.items()
+    ]
     try:
         yield Calls(made)
     finally:

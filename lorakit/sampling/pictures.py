@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
+from lorakit.core.errors import LorakitError
 from lorakit.core.settings import Neutral, Settings
 from lorakit.families.protocol import classifier_free
 
@@ -70,7 +71,7 @@ def too_few_steps(name: str, steps: int, *, least: int) -> list[str]:
     return [f"{name} = {steps}: the model draws in {least} steps or more."] if steps < least else []
 
 
-class Abandoned(Exception):
+class Abandoned(LorakitError):
     """Drawing was given up because the caller wanted so."""
 
 

@@ -6,7 +6,7 @@ Rank 0 writes; the others wait where they must. When each is called is the loop'
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,21 @@ from lorakit.adapters import AdapterState, adapter_state
 from lorakit.adapters.state import replaced, state_metadata
 from lorakit.core.errors import LorakitError, LostProcess, StorageError
 from lorakit.core.files import folder_aside, printable
-from lorakit.core.processes import on_first_rank, rank, world
+from lorakit.core.processes import gather_objects, on_each_rank, on_first_rank, rank, world
 from lorakit.export import export_adapter
 from lorakit.export.files import DTYPES, write_adapter
 from lorakit.export.verify import ExportReport
 from lorakit.families.protocol import guided
 from lorakit.optimizers.state import optimizer_state, weights_to_use
 from lorakit.sampling.canvas import requests_over
-from lorakit.sampling.pictures import Abandoned, SampleSettings, draw, label
+from lorakit.sampling.pictures import Abandoned, Request, SampleSettings, draw, label
 from lorakit.training import checkpoint
 from lorakit.training.interrupt import Interrupt
 from lorakit.training.loop import RunSettings
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime
 from lorakit.training.report import write_report
+from lorakit.training.sharding import jointly
 from lorakit.training.step import Trainee
 from lorakit.training.validation import CURVES, Validation, curves, evaluated, record, validation_loss
 
@@ -133,24 +134,43 @@ class Keeper:
             checkpoint.prune(folder, keep_last=self.run.keep_last, keep_every=self.run.keep_every, keep=best)
 
     def sample(self, step: int) -> None:
-        if self.sampling.prompts:
-            on_first_rank(lambda: self._sample(step))
-
-    def _sample(self, step: int) -> None:
+        """Draws the prompts, each on one rank; the first writes all pictures or none."""
         folder = self.output / "samples" / checkpoint.name_of(step)
-        if folder.exists():  # of the step that a run goes on from
+        # there is one of the step that a run goes on from
+        if not self.sampling.prompts or on_first_rank(folder.exists):
             return
         family = self.trainee.family
         failed = _tolerated(f"sample pictures of step {step} failed")
         with failed, contextlib.suppress(Abandoned), self._shown(), family.at_hand():
             pipeline, wanted = family.live_pipeline(family.task), requests_over(self.sampling, family.drawing_multiple)
             settings: dict[str, Any] = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
-            pictures = draw(pipeline, wanted, **settings, guided=guided(family), abandon=lambda: self.interrupt.pending)
+            pictures = self._drawn(pipeline, wanted, settings)
             sampler = type(pipeline.scheduler).__name__
-            with folder_aside(folder) as aside:
-                for i, (request, picture) in enumerate(zip(wanted, pictures, strict=True)):
-                    text = label(request, picture, **settings, sampler=sampler, trained_steps=step)
-                    picture.save(aside / f"{i:02d}.png", format="PNG", pnginfo=text)
+
+            def write() -> None:
+                with folder_aside(folder) as aside:
+                    for i, (request, picture) in enumerate(zip(wanted, pictures, strict=True)):
+                        text = label(request, picture, **settings, sampler=sampler, trained_steps=step)
+                        picture.save(aside / f"{i:02d}.png", format="PNG", pnginfo=text)
+
+            on_first_rank(write)
+
+    def _drawn(self, pipeline: Any, wanted: Sequence[Request], settings: Mapping[str, Any]) -> list[Image.Image]:
+        """`wanted` in their order, on every rank. Raises Abandoned on all where a stop is asked for on one."""
+        drawing = {**settings, "guided": guided(self.trainee.family)}
+        if not self.trainee.sharded:
+            of_ranks = on_each_rank(
+                lambda: draw(pipeline, wanted[rank() :: world()], **drawing, abandon=lambda: self.interrupt.pending)
+            )
+        else:  # each step of a picture needs all ranks: all draw equally many, and stop between two
+            own: list[Image.Image] = []
+            for first in range(0, len(wanted), world()):
+                if any(gather_objects(self.interrupt.pending)):
+                    raise Abandoned
+                with jointly(sharded=True):
+                    own += draw(pipeline, [wanted[min(first + rank(), len(wanted) - 1)]], **drawing)
+            of_ranks = gather_objects(own)
+        return [of_ranks[i % world()][i // world()] for i in range(len(wanted))]
 
     def validate(self, step: int) -> None:
         """Measures the chosen pictures, on all ranks, and writes a line."""

@@ -62,6 +62,9 @@ class RunSettings(core_settings.Settings):
     compile: Neutral[bool] = False
     """Compile the backbone's transformer blocks: minutes at the start, once for each size of picture, then faster. What
     is computed stays the same but for rounding."""
+    shard: Neutral[bool] = False
+    """Share the frozen backbone's weights out over the processes (FSDP2), for a model that does not fit one GPU; each
+    block is gathered when it runs. Adapters stay whole. What is computed stays the same but for rounding."""
     save_every: Neutral[int] = Field(500, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_last: Neutral[int] = Field(3, ge=0)
@@ -177,7 +180,14 @@ def run_loop(
         started = time.perf_counter()
         plan = next(plans)
         factor = lr_factor(step - 1)
-        report = run_step(trainee, plan.batches, count=len(plan.keys), lr_factor=factor, votes=interrupt.votes())
+        report = run_step(
+            trainee,
+            plan.batches,
+            padding=plan.padding,
+            count=len(plan.keys),
+            lr_factor=factor,
+            votes=interrupt.votes(),
+        )
         if trainee.average:
             trainee.average.update(step)
         if report.skipped:

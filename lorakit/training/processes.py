@@ -17,6 +17,7 @@ import torch
 
 from lorakit.core.errors import InputError
 from lorakit.core.processes import TIME_LIMIT, leave, rank
+from lorakit.training.sharding import refuse_engines
 from lorakit.training.trackers import Trackers, refuse_missing
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -79,6 +80,7 @@ class Runtime:
         from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
         refuse_missing(trackers)
+        refuse_engines()
         # one process may train several times, each time in another precision
         AcceleratorState._reset_state()
         try:

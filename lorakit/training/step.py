@@ -25,6 +25,7 @@ from lorakit.families.protocol import Family
 from lorakit.optimizers.state import guarded_step
 from lorakit.training.execution import Attention, attention
 from lorakit.training.offload import activations_aside
+from lorakit.training.sharding import jointly
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Trainee:
 
     `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name, `average`
     their moving average if there is one; `group_state` names what the optimizer itself changes in its groups;
-    `preserves` says whether the objective keeps the base somewhere.
+    `preserves` says whether the objective keeps the base somewhere, `sharded` whether a forward needs all ranks.
     """
 
     family: Family
@@ -52,6 +53,7 @@ class Trainee:
     preserves: bool = False
     attention: Attention = "auto"
     offload_activations: bool = False
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,16 @@ def forward_backward(trainee: Trainee, batch: Batch, *, count: int) -> tuple[Ten
 
 
 def run_step(
-    trainee: Trainee, batches: Sequence[Batch], *, count: int, lr_factor: float, votes: Sequence[float] = ()
+    trainee: Trainee,
+    batches: Sequence[Batch],
+    *,
+    padding: Sequence[Batch] = (),
+    count: int,
+    lr_factor: float,
+    votes: Sequence[float] = (),
 ) -> StepReport:
-    """One update from this rank's `batches` of a global batch of `count` examples.
+    """One update from this rank's `batches` of a global batch of `count` examples. `padding` are more of weight 0, as
+    ranks that share the model have to run equally many.
 
     A non-finite loss, gradient, moment or weight leaves weights and moments as they were; that is decided on the
     device, and the host reads all it wants to know at once. `votes` are summed over the ranks on the way, so that all
@@ -162,12 +171,15 @@ def run_step(
     place = share(count, rank(), world()).start
     if trainee.scaler:
         trainee.scaler.scale(losses)  # makes its tensors, which a rank without a share needs too
-    for batch in batches:
-        parts, report = forward_backward(trainee, ready(trainee, batch), count=count)
-        losses += parts
-        end = place + len(batch.keys)
-        own[0, place:end], own[1, place:end] = report.per_example.detach(), report.t
-        place = end
+    with jointly(sharded=trainee.sharded):
+        for batch in batches:
+            parts, report = forward_backward(trainee, ready(trainee, batch), count=count)
+            losses += parts
+            end = place + len(batch.keys)
+            own[0, place:end], own[1, place:end] = report.per_example.detach(), report.t
+            place = end
+        for batch in padding:
+            losses += forward_backward(trainee, ready(trainee, batch), count=count)[0]
     for parameter in parameters:
         if parameter.grad is None:  # a rank without a share contributes zeros
             parameter.grad = torch.zeros_like(parameter)

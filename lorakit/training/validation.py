@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.core.errors import LostProcess
 from lorakit.core.processes import gather_objects, rank, sum_tensors, world
 from lorakit.core.types import Batch
 from lorakit.data.plan import share
 from lorakit.diffusion.objectives import denoising
+from lorakit.training.sharding import jointly
 from lorakit.training.step import Trainee, predictor, ready
 
 BANDS = 4  # of timesteps; a picture is measured at one of each
@@ -75,23 +77,30 @@ def validation_loss(
     objective = denoising.build(denoising.Settings(), trainee.family.process)
     pictures = [(i, entry) for i, entries in enumerate(validation.sets.values()) for entry in entries]
     own = [pictures[i] for i in share(len(pictures), rank(), world())]
+    # where a forward needs all ranks, all make equally many, and give up together or not at all
+    turns = -(-len(pictures) // world()) if trainee.sharded else len(own)
+    turn = [*own, *pictures[:1] * (turns - len(own))]
     shape = 2, len(validation.sets), validation.sources, BANDS  # losses and numbers of samples
     table = torch.zeros(shape, device=trainee.device, dtype=torch.float64)
     ended = torch.zeros(2, device=trainee.device, dtype=torch.float64)  # ranks that gave up, that failed
     failure: Exception | None = None
     try:
         with evaluated(trainee.adapted.values()):
-            batches = iter(validation.batches([entry for _, entry in own]))
-            for i, entry in own:
-                if abandon():
+            batches = iter(validation.batches([entry for _, entry in turn]))
+            for number, (i, entry) in enumerate(turn):
+                if any(gather_objects(abandon())) if trainee.sharded else abandon():
                     ended[0] = 1
                     break
-                batch = ready(trainee, next(batches))
-                with trainee.autocast():
+                with jointly(sharded=trainee.sharded), trainee.autocast():
+                    batch = ready(trainee, next(batches))
                     losses = objective(predictor(trainee, batch), batch).per_example.double()
+                if number >= len(own):
+                    continue
                 band = (batch.quantile * BANDS).long().clamp(max=BANDS - 1)
                 sums = table[:, i, validation.source_of(entry)]
                 sums.index_add_(1, band, torch.stack([losses, torch.ones_like(losses)]))
+    except LostProcess:
+        raise
     except Exception as error:  # the others wait for this rank's numbers
         failure, ended[1] = error, 1
     sum_tensors([table, ended])

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -13,15 +12,13 @@ from lorakit.captioning.folder import Work, digest, put, storage, work
 from lorakit.captioning.pictures import Picture
 from lorakit.captioning.protocol import Writer, WriterSettings
 from lorakit.captioning.undo import finish
-from lorakit.core.errors import InputError, LorakitError
-from lorakit.core.processes import gather_objects, on_first_rank, portable, rank, world
+from lorakit.core.errors import InputError
+from lorakit.core.processes import gather_objects, on_first_rank, rank, together, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.sources import Item
 from lorakit.training.interrupt import watched
 from lorakit.training.preflight import check_writable
 from lorakit.training.processes import Runtime, bar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,14 @@ def caption(folder: Path, writers: Sequence[WriterSettings], *, overwrite: bool 
         todo = on_first_rank(lambda: _begin(folder, writers, overwrite=overwrite))
         if not todo.todo:
             return Captioned(0, todo.there, todo.problems, None)
-        writer = _together(lambda: captioning.load_writers(writers, root=folder, device=runtime.device))
+        writer = together(lambda: captioning.load_writers(writers, root=folder, device=runtime.device))
         problems, written = list(todo.problems), 0
         with contextlib.closing(bar(unit="picture", label="captioning", total=len(todo.todo))) as progress:
             # a batch each in turn: who is slow keeps the others waiting for a batch and not for an hour
             for first in range(0, len(todo.todo), writer.batch_size * world()):
                 turn = todo.todo[first : first + writer.batch_size * world()]
                 found: list[list[str]] = gather_objects(
-                    _together(lambda: _batch(writer, turn[rank() :: world()], folder, interrupt.check))  # noqa: B023
+                    together(lambda: _batch(writer, turn[rank() :: world()], folder, interrupt.check))  # noqa: B023
                 )
                 bad = [problem for of_rank in found for problem in of_rank]
                 problems += bad
@@ -95,18 +92,3 @@ def _batch(writer: Writer, items: Sequence[Item], folder: Path, check: Callable[
         else:
             put(folder, item, outcome)
     return problems
-
-
-def _together(action: Callable[[], T]) -> T:
-    """What `action` returns on this rank, once all are done with theirs; what it raises on one, every rank raises."""
-    result, failure = None, None
-    try:
-        result = action()
-    except (Exception, KeyboardInterrupt) as error:
-        failure = error
-    for of_rank in (failure, *gather_objects(portable(failure))):
-        if isinstance(of_rank, LorakitError):
-            of_rank.everywhere = True
-        if of_rank is not None:
-            raise of_rank
-    return result  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lorakit import families
 from lorakit.core.files import write_text, written_aside
-from lorakit.core.processes import gather_objects, on_first_rank, portable, rank, world
+from lorakit.core.processes import on_first_rank, rank, together, world
 from lorakit.data.sources.generate import GenerateSettings
 from lorakit.families.protocol import classifier_free, guided
 from lorakit.recipe import Recipe
@@ -93,17 +93,14 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
     with contextlib.closing(bar(unit="picture", label="drawing", total=len(todo))) as progress:
         # one each in turn: who is slow keeps the others waiting for a picture and not for an hour
         for first in range(0, len(todo), world()):
-            together = todo[first : first + world()]
-            failure: BaseException | None = None
-            try:
+            turn = todo[first : first + world()]
+
+            def own(picture: Sequence[ClassPicture] = turn[rank() : rank() + 1]) -> None:
                 check()
-                draw_into_place(pipeline, together[rank() : rank() + 1], guided=guided(family))
-            except (Exception, KeyboardInterrupt) as error:
-                failure = error
-            for of_rank in (failure, *gather_objects(portable(failure))):
-                if of_rank is not None:
-                    raise of_rank
-            progress.update(len(together))
+                draw_into_place(pipeline, picture, guided=guided(family))
+
+            together(own)
+            progress.update(len(turn))
     return len(todo)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorakit import families
 from lorakit.core.errors import InputError
+from lorakit.core.processes import on_first_rank
 from lorakit.core.types import Batch, Predict, Text
 from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
@@ -19,6 +20,7 @@ from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
 from lorakit.training.processes import resolve_precision
 from lorakit.training.reading import misread, unexplained
+from lorakit.training.sharding import jointly
 from lorakit.training.step import Trainee, encoded, on_device, predicted, predictor, ready
 from lorakit.training.validation import BANDS, Validation, evaluated
 
@@ -48,10 +50,18 @@ def validation_of(recipe: Recipe, data: Dataset, loader: Loader) -> Validation |
 
 
 def refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
-    """Raises InputError where the base clearly predicts something else than its configuration says.
+    """Raises InputError where the base clearly predicts something else than its configuration says, on every rank.
 
-    A few forwards without adapter and dropout; nothing of the run moves by them.
+    A few forwards without adapter and dropout, by the first rank unless they need all; nothing of the run moves by it.
     """
+    if not trainee.sharded:
+        on_first_rank(lambda: _refuse_misread(trainee, data, loader))
+        return
+    with jointly(sharded=True):
+        _refuse_misread(trainee, data, loader)
+
+
+def _refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
 
     def samples() -> Iterator[tuple[Batch, Predict]]:
         for batch in loader.fixed(data.sample(_PICTURES), draws=1):

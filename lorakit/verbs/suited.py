@@ -8,14 +8,28 @@ from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.sampling.canvas import requests_over
 from lorakit.sampling.pictures import too_few_steps
+from lorakit.training import sharding
+
+_WHOLE = ("compile", "channels_last", "offload", "offload_activations")  # of `run`: untried where a model is shared out
 
 
 def unsuited(recipe: Recipe, model: Description) -> list[str]:
     """Settings of objective, samples and export that say nothing for this model, or would be honoured otherwise."""
     problem = recipe.run.format and unsuited_format(recipe.run.format, model.lora_prefixes)
     wrong = [*_samples(recipe, model), *([f"run.format: {problem}"] if problem else [])]
-    wrong += _without_a_gpu(recipe)
+    wrong += _without_a_gpu(recipe) + _unshareable(recipe)
     return wrong + OBJECTIVES.module(recipe.objective.kind).problems(recipe.objective, model.process)
+
+
+def _unshareable(recipe: Recipe) -> list[str]:
+    """Why `run.shard` cannot be kept, if it is asked for."""
+    others = {
+        "model.quantize": recipe.model.quantize is not None,
+        **{f"run.{key}": bool(getattr(recipe.run, key)) for key in _WHOLE},
+        # more forwards for some batches than for others, and all processes must make equally many
+        "objective.preservation": recipe.objective.preservation.at is not None,
+    }
+    return sharding.problems(others) if recipe.run.shard else []
 
 
 def _without_a_gpu(recipe: Recipe) -> list[str]:

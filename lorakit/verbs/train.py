@@ -140,7 +140,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             if first_step < last_step:  # what does not fit into memory fails here, before the first step
                 _dry(recipe, trainee, loader)
             if recipe.run.check_model and not resumed:
-                on_first_rank(lambda: refuse_misread(trainee, data, loader))
+                refuse_misread(trainee, data, loader)
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
         keeper = Keeper(
             output=output,

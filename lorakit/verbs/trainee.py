@@ -26,6 +26,7 @@ from lorakit.families.protocol import Family, guided
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.state import restore_optimizer
 from lorakit.recipe import Recipe
+from lorakit.training import sharding
 from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.execution import blocks_of, compile_blocks, use_channels_last
@@ -65,7 +66,11 @@ def prepared(
 
 
 def _to_device(recipe: Recipe, family: Family, device: Any) -> None:
-    """Moves the backbone there, but for the blocks that stay in the CPU's memory."""
+    """Moves the backbone there, or this process's part of it, but for the blocks that stay in the CPU's memory."""
+    if recipe.run.shard:
+        backbone = family.components[family.backbone]
+        sharding.shard(backbone, [*trainable_parameters({family.backbone: backbone}).values()], device)
+        return
     move = partial(family.to, device, family.dtype, only=[family.backbone])
     if recipe.run.offload is None:
         move()
@@ -97,6 +102,7 @@ def _loader(
         extra=partial(extra, recipe.objective.noise),
         rank=rank(),
         world=world(),
+        padded=recipe.run.shard,
         workers=recipe.data.workers,
     )
 
@@ -181,6 +187,7 @@ def make_trainee(
         preserves=recipe.objective.preservation.at is not None,
         attention=recipe.run.attention,
         offload_activations=recipe.run.offload_activations,
+        sharded=recipe.run.shard,
     )
 
 

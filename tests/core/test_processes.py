@@ -42,6 +42,20 @@ except InputError as error:
 else:
     raise SystemExit("rank 0's error must reach every rank")
 
+# what each rank does
+assert processes.together(lambda: f"from {rank}") == f"from {rank}"
+assert processes.on_each_rank(lambda: f"from {rank}") == ["from 0", "from 1"]
+for each in (processes.together, processes.on_each_rank):
+    def one_refuses():
+        if rank == 1:
+            raise InputError(["of rank 1"])
+    try:
+        each(one_refuses)
+    except InputError as error:
+        assert error.problems == ["of rank 1"] and error.everywhere
+    else:
+        raise SystemExit("the error of any rank must reach every rank")
+
 # an action that takes longer than any collective may
 processes.HEARTBEAT = 0.2
 held = []
@@ -58,6 +72,21 @@ def slow():
     return threading.current_thread() is not threading.main_thread()
 assert processes.on_first_rank(slow) is True
 assert len(held) >= 4 and max(held) < 1.0, held
+met = []
+gather = dist.all_gather_object
+dist.all_gather_object = lambda *args: (met.append(1), gather(*args))
+assert processes.on_each_rank(lambda: time.sleep(1.2 * rank)) == [None, None] and len(met) >= 4
+def endless():
+    while True:
+        time.sleep(0.02)
+start = time.monotonic()
+try:
+    processes.on_each_rank(endless if rank == 0 else refuse)
+except InputError:
+    assert time.monotonic() - start < 5, "the others are ended"
+else:
+    raise SystemExit("the error of one rank must end the others")
+assert not any(t.name.startswith("Thread") and t.is_alive() for t in threading.enumerate()), threading.enumerate()
 def slow_refusal():
     time.sleep(0.5)
     raise InputError(["late"])

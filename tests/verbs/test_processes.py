@@ -7,26 +7,34 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from lorakit.recipe import Recipe
 from lorakit.training.validation import curves
 from lorakit.verbs.train import train
 
+ROOT = Path(__file__).parent.parent.parent
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "lorakit", *arguments]
-    root = str(Path(__file__).parent.parent.parent)
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root})
+
+def launch(
+    *arguments: str, config: str, module: str = "lorakit", path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"), "-m", module, *arguments]
+    paths = os.pathsep.join(map(str, [ROOT, *([path] if path else [])]))
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths})
 
 
 def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     how = ("run.accumulate=1", "run.steps=3", "data.validation=0.4", "run.validate_every=3")
+    how += ("run.sample_every=3", "sample.prompts=['thing 1', 'thing 2', 'other']")
     one = train(make_recipe("one", "run.batch_size=4", *how)).output
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("two", "run.batch_size=2", *how).to_toml())
-    done = launch("train", str(file))
+    done = launch("train", str(file), config="cpu_x2")
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"
     lines, measured = (
@@ -43,15 +51,37 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
         assert a["losses"] == pytest.approx(b["losses"], rel=1e-6) and len(set(a["losses"])) == len(a["samples"]) > 2
         assert a["timesteps"] == b["timesteps"] and len(set(a["timesteps"])) > 2
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    drawn = [
+        [torch.from_numpy(np.array(Image.open(run / "samples" / "step-000003" / f"0{i}.png"))).int() for i in range(3)]
+        for run in (one, two)
+    ]
+    for one_drawn, other_drawn in zip(*drawn, strict=True):
+        assert (one_drawn - other_drawn).abs().max() <= 1, "each prompt's picture in its place, to one of 256 levels"
+    assert not any(torch.equal(drawn[0][0], other) for other in drawn[0][1:])
     assert json.loads((two / "exit.json").read_text())["code"] == 0
 
 
+# a launcher ends all processes as soon as one has ended: what all have met, rank 0 must have said by then
+SLOW_FIRST = """
+import os, sys, time
+from lorakit.cli import main
+report = main.report
+def slowly(error):
+    time.sleep(3 if os.environ["RANK"] == "0" else 0)
+    report(error)
+main.report = slowly
+main.main(sys.argv[1:])
+"""
+
+
 def test_what_is_wrong_is_said_once_and_none_waits(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "first.py").write_text(SLOW_FIRST)
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("two").to_toml())
     (tmp_path / "photos" / "00.txt").unlink()
-    done = launch("train", str(file))
+    done = launch("train", str(file), config="gpus", module="first", path=tmp_path / "slow")
     assert done.returncode != 0 and done.stderr.count("error: ") == 1 and "00.png" in done.stderr
     file.write_text("[nothing]")
-    done = launch("train", str(file))
+    done = launch("train", str(file), config="sharded", module="first", path=tmp_path / "slow")
     assert done.returncode != 0 and done.stderr.count("error: ") == 1 and "nothing is not a section" in done.stderr
