@@ -295,6 +295,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.output": "run.output=elsewhere",
     **{f"run.about.{key}": f"run.about.{key}=x" for key in ("title", "author", "description", "license", "trigger")},
     "run.gradient_checkpointing": "run.gradient_checkpointing=true",
+    "run.fit": "run.fit=auto",
     "run.offload": (["run.gradient_checkpointing=true"], "run.offload=0.5"),
     "run.offload_activations": "run.offload_activations=true",
     "run.attention": "run.attention=math",

@@ -14,12 +14,18 @@ from torch import Tensor
 
 from lorakit.core import memory
 from lorakit.core.errors import InputError
+from lorakit.core.files import size
 from lorakit.core.processes import gather_objects
 from lorakit.core.types import Batch
 from lorakit.training.execution import explained
+from lorakit.training.savings import counted, savings
 from lorakit.training.step import Trainee, forward_backward, ready
 
 _GIB = 1 << 30
+
+
+class TooLarge(InputError):
+    """A micro step does not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +62,44 @@ class DryReport:
         return found
 
 
-def dry_step(trainee: Trainee, batch: Batch, *, count: int, state_size: float = 2.0, passes: int = 1) -> DryReport:
+def dry_step(
+    trainee: Trainee,
+    batch: Batch,
+    *,
+    count: int,
+    state_size: float = 2.0,
+    passes: int = 1,
+    allowed: int | None = None,
+) -> DryReport:
     """Tries the micro step `batch`, with room for what the optimizer will hold, `passes` times; the last is timed.
 
     `state_size` is how many 32-bit numbers that is for each weight. On all ranks together. Weights, optimizer, loss
-    scale and random generators are afterwards as they were, and there are no gradients. Raises InputError, on every
-    rank, where the memory of one does not suffice, or an operation has no deterministic form.
+    scale and random generators are afterwards as they were, and there are no gradients. Raises on every rank TooLarge
+    where the memory of one does not suffice, or it took more bytes than `allowed`, and InputError where an operation
+    has no deterministic form.
     """
-    report, problem = None, None
+    report, problem, small = None, None, False
     devices = [trainee.device] if trainee.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            for _ in range(passes):
-                report = _measured(trainee, batch, count=count, state_size=state_size)
+            with counted(trainee) as kept:
+                for _ in range(passes):
+                    report = _measured(trainee, batch, count=count, state_size=state_size)
+            if allowed is not None and report is not None and (report.peak_bytes or 0) > allowed:
+                problem, small = _too_large(trainee, batch, kept.bytes // passes), True
         except (RuntimeError, MemoryError) as error:
-            problem = _problem(error, batch)
+            small = _is_lack_of_memory(error)
+            problem = _too_large(trainee, batch, kept.bytes) if small else _problem(error)
             if problem is None:
                 raise
         finally:
             trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.device.type == "cuda":
         torch.cuda.empty_cache()  # the run's own sizes come next
-    problems = sorted({text for text in gather_objects(problem) if text is not None})
-    if problems:
-        raise InputError(problems)
+    found = [(text, of_memory) for text, of_memory in gather_objects((problem, small)) if text is not None]
+    if found:
+        kind = TooLarge if all(of_memory for _, of_memory in found) else InputError
+        raise kind(sorted({text for text, _ in found}))
     assert report is not None
     return report
 
@@ -92,6 +112,7 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
     if cuda:
         torch.cuda.synchronize(trainee.device)
         torch.cuda.reset_peak_memory_stats(trainee.device)
+    memory.forget_peak()
     started = time.perf_counter()
     moments = room(max(0, math.ceil(state_size * own) - held))
     forward_backward(trainee, ready(trainee, batch), count=count)
@@ -111,16 +132,24 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
     )
 
 
-def _problem(error: BaseException, batch: Batch) -> str | None:
-    """What a person can do about `error`, or None."""
+def _is_lack_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _too_large(trainee: Trainee, batch: Batch, kept: int) -> str:
+    """What is too large, and the settings that save most."""
     assert batch.sizes is not None
     height, width = batch.sizes[0, 4:].tolist()
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-        return (
-            f"A micro step of {len(batch.keys)} pictures of {width}×{height} pixels does not fit into memory: lower "
-            "run.batch_size (and raise run.accumulate as much), set run.gradient_checkpointing = true, or lower "
-            "data.buckets.resolution."
-        )
+    saved = list(savings(trainee, examples=len(batch.keys), kept=kept).items())[:3]
+    return (
+        f"A micro step of {len(batch.keys)} pictures of {width}×{height} pixels does not fit into memory. "
+        + "".join(f"{setting} would save some {size(number)}; " for setting, number in saved)
+        + "a lower data.buckets.resolution always helps."
+    )
+
+
+def _problem(error: BaseException) -> str | None:
+    """What a person can do about another `error`, or None."""
     if problem := explained(error):
         return problem
     if "deterministic" in str(error) and torch.are_deterministic_algorithms_enabled():

@@ -49,6 +49,10 @@ class RunSettings(core_settings.Settings):
     """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     gradient_checkpointing: Neutral[bool] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    fit: Neutral[str | None] = Field(None, pattern=r"^(auto|\d+(\.\d+)?GB)$")
+    """"auto": what does not fit into memory is tried with smaller settings, cheapest first: `gradient_checkpointing`,
+    `batch_size` 1 and as much more `accumulate`, on a GPU `offload`, at last model.quantize. "8GB": until a step takes
+    no more (of a GPU, else resident). The run's own recipe has what was found; a resume changes no number for it."""
     offload: Neutral[float | None] = Field(None, gt=0, le=1)
     """This share of the backbone's blocks waits in the CPU's memory and comes to the GPU one by one, each while the one
     before computes. Needs `gradient_checkpointing`. Left out: all stay on the GPU."""

@@ -35,6 +35,7 @@ from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
 from lorakit.verbs.class_pictures import draw_missing
+from lorakit.verbs.fit import budget, fitted
 from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
 from lorakit.verbs.provenance import provenance
 from lorakit.verbs.resume import (
@@ -95,9 +96,13 @@ def dry_run(recipe: Recipe) -> list[str]:
         recipe, runtime = _started(recipe, output)
         stack.enter_context(runtime)
         data, _ = _surveyed(recipe, output, runtime, interrupt)
-        trainee, loader = prepared(recipe, data, runtime, None, interrupt)
-        # what the first pass sets up is no part of a step's time
-        report = _dry(recipe, trainee, loader, passes=2)
+
+        def tried(recipe: Recipe) -> DryReport:
+            trainee, loader = prepared(recipe, data, runtime, None, interrupt)
+            # what the first pass sets up is no part of a step's time
+            return _dry(recipe, trainee, loader, passes=2)
+
+        recipe, report = fitted(recipe, tried, gpu=runtime.device.type == "cuda")
     return report.lines(
         accumulate=recipe.run.accumulate,
         steps=recipe.run.steps or data.plan.steps_in(recipe.run.epochs or 1),
@@ -135,12 +140,17 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
         on_first_rank(lambda: refuse_lack_of_space(recipe, data, output, first_step=first_step, last_step=last_step))
         if not resumed:
             stack.enter_context(_owned(output, RunFolder.fresh, interrupt))
-        with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
-            trainee, loader = prepared(recipe, data, runtime, found, interrupt)
-            if first_step < last_step:  # what does not fit into memory fails here, before the first step
-                _dry(recipe, trainee, loader)
-            if recipe.run.check_model and not resumed:
-                refuse_misread(trainee, data, loader)
+
+        def begin(recipe: Recipe) -> tuple[Trainee, Loader]:
+            with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
+                trainee, loader = prepared(recipe, data, runtime, found, interrupt)
+                if first_step < last_step:  # what does not fit into memory fails here, before the first step
+                    _dry(recipe, trainee, loader)
+                if recipe.run.check_model and not resumed:
+                    refuse_misread(trainee, data, loader)
+                return trainee, loader
+
+        recipe, (trainee, loader) = fitted(recipe, begin, gpu=runtime.device.type == "cuda", numbers_stay=resumed)
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
         keeper = Keeper(
             output=output,
@@ -278,6 +288,7 @@ def _dry(recipe: Recipe, trainee: Trainee, loader: Loader, *, passes: int = 1) -
         count=global_batch(recipe),
         passes=passes,
         state_size=recipe.optimizer.state_size,
+        allowed=budget(recipe),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lorakit.core.errors import InputError
 from lorakit.core.types import Batch, LossReport, Predict
 from lorakit.training import dry
-from lorakit.training.dry import DryReport, dry_step
+from lorakit.training.dry import DryReport, TooLarge, dry_step
 from lorakit.training.step import Trainee, run_step
 from tests.training.test_step import batch, trainee
 
@@ -99,10 +99,22 @@ def test_what_does_not_fit_is_one_clear_error(error: BaseException) -> None:
         dry_step(t, sized(), count=2)
     (problem,) = caught.value.problems
     assert "2 pictures of 96×48" in problem
+    assert isinstance(caught.value, TooLarge)
     for key in ("run.batch_size", "run.gradient_checkpointing", "data.buckets.resolution"):
         assert key in problem
     assert caught.value.__context__ is None, "the traceback would hold the activations"
     assert everything(t) == before
+
+
+def test_more_than_is_allowed_does_not_fit() -> None:
+    t = trainee()
+    needed = dry_step(t, sized(), count=2).peak_bytes
+    assert needed is not None
+    before = everything(t)
+    with pytest.raises(TooLarge, match="would save some"):
+        dry_step(t, sized(), count=2, allowed=needed // 2)
+    assert everything(t) == before
+    dry_step(t, sized(), count=2, allowed=2 * needed)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
@@ -121,7 +133,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
 
 def test_the_memory_of_another_rank_is_everybodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry, "gather_objects", lambda value: [value, "it does not fit there", None])
+    monkeypatch.setattr(dry, "gather_objects", lambda value: [value, ("it does not fit there", True), value])
     with pytest.raises(InputError, match="does not fit there"):
         dry_step(trainee(), sized(), count=2)
 
