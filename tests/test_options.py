@@ -320,6 +320,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "sample.width": (PROMPT, "sample.width=64"),
     "sample.height": (PROMPT, "sample.height=64"),
     "sample.image": (OVER, "sample.image=two/0.png"),
+    "sample.image_guidance": ([*EDIT, *PROMPT, "sample.image=two/0.png"], "sample.image_guidance=3.0"),
     "sample.mask": (OVER, "sample.mask=masks/2.png"),
 }
 OPTIONS = options()

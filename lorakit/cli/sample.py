@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", metavar="FILE", type=Path, help="draw only what is white in this picture")
     parser.add_argument("--upscale", metavar="N", type=int, default=1, help="enlarge N times and draw over")
     parser.add_argument("--strength", type=float, help="how much of a picture is drawn anew, 0 to 1")
+    parser.add_argument(
+        "--image-guidance", type=float, help="how close an editing model keeps to --image (its own: 1.5)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="scale of classifier-free guidance (default 5)")
     parser.add_argument("--config", metavar="PATH", help="beside a single file: a diffusers folder of such a model")
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         image=args.image,
         mask=args.mask,
         strength=args.strength,
+        image_guidance=args.image_guidance,
         upscale=args.upscale,
         config=args.config,
         precision=args.precision,

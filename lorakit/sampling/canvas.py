@@ -55,7 +55,14 @@ def read_canvas(image: Path, mask: Path | None = None, *, key: str = "--") -> Ca
 
 
 def drawn_over(
-    request: Request, canvas: Canvas, multiple: int, *, strength: float = 1.0, upscale: int = 1, key: str = "--"
+    request: Request,
+    canvas: Canvas,
+    multiple: int,
+    *,
+    strength: float = 1.0,
+    upscale: int = 1,
+    image_guidance: float | None = None,
+    key: str = "--",
 ) -> Request:
     """`request` with what it is drawn over, at the size asked for, else at its own as far as that can be drawn."""
     width = (request.width or canvas.width // multiple * multiple) * upscale
@@ -66,7 +73,8 @@ def drawn_over(
             f"{key}image is {canvas.width}x{canvas.height} pixels: give {wanted}, in multiples of {multiple}."
         )
     image, mask = canvas.cut(width, height)
-    return replace(request, width=width, height=height, image=image, mask=mask, strength=strength)
+    over = replace(request, width=width, height=height, image=image, mask=mask, strength=strength)
+    return replace(over, image_guidance=image_guidance)
 
 
 def requests_over(settings: SampleSettings, multiple: int) -> list[Request]:
@@ -75,7 +83,8 @@ def requests_over(settings: SampleSettings, multiple: int) -> list[Request]:
         return requests(settings)
     mask = None if settings.mask is None else Path(settings.mask)
     canvas = read_canvas(Path(settings.image), mask, key="sample.")
-    return [drawn_over(request, canvas, multiple, key="sample.") for request in requests(settings)]
+    kept = settings.image_guidance
+    return [drawn_over(r, canvas, multiple, image_guidance=kept, key="sample.") for r in requests(settings)]
 
 
 def _read(path: Path, option: str) -> tuple[bytes, Image.Image]:

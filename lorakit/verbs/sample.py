@@ -47,6 +47,7 @@ def sample(
     image: Path | None = None,
     mask: Path | None = None,
     strength: float | None = None,
+    image_guidance: float | None = None,
     upscale: int = 1,
     config: str | None = None,
     precision: str = "auto",
@@ -56,7 +57,8 @@ def sample(
     on a GPU where there is one, in `precision`.
 
     Over `image`, where given, and there only what `mask` says. With `upscale` the picture, drawn or given, is enlarged
-    so many times and drawn over at that size. `strength` is the share of noise that what is drawn over starts from.
+    so many times and drawn over at that size. `strength` is the share of noise that what is drawn over starts from,
+    `image_guidance` how close an editing model keeps to it.
 
     Raises InputError for a base, adapter or picture that cannot be read, for options that do not go together or that
     the family has no stock pipeline for, and for a size that the model cannot draw.
@@ -72,6 +74,8 @@ def sample(
     model = _loaded(base, config, family, precision)
     if model.task == "edit" and task == "image" and free:
         task, strength = "edit", 1.0
+    if image_guidance is not None and (task != "edit" or image_guidance < 1):
+        raise InputError(f"--image-guidance {image_guidance}: it is for models that edit pictures, a number from 1 on.")
     if task not in model.pipelines and model.task != "text":
         raise InputError(f"the model is made to {DOES[model.task]}.")
     for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
@@ -83,7 +87,8 @@ def sample(
         raise InputError(wrong)
     if canvas is not None:
         multiple = model.drawing_multiple
-        wanted = [drawn_over(request, canvas, multiple, strength=strength, upscale=upscale) for request in wanted]
+        over: dict[str, Any] = {"strength": strength, "upscale": upscale, "image_guidance": image_guidance}
+        wanted = [drawn_over(request, canvas, multiple, **over) for request in wanted]
     for path, weight in adapters:
         state = Weights.of(weight).applied(read_adapter(path, family=model, assume_alpha=assume_alpha))
         load_adapter_state({name: model.components[name] for name in state.components()}, state)

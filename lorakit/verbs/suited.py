@@ -77,6 +77,8 @@ def _samples(recipe: Recipe, model: Description) -> list[str]:
             unshown.append(f"sample.{key}: sample.prompts are drawn over a picture by this model: name one.")
         elif given is not None and key not in needed:
             unshown.append(f"sample.{key}: this model's samples are drawn without one: remove it.")
+    if asked.image_guidance is not None and model.task != "edit":
+        unshown.append("sample.image_guidance: the model does not edit pictures: remove it.")
     if not unshown:
         try:
             requests_over(asked, model.drawing_multiple)

@@ -15,7 +15,9 @@ from lorakit.data.cache import fill_latents, fill_text
 from lorakit.data.dataset import Dataset, DataSettings, survey
 from lorakit.data.loader import Loader
 from lorakit.data.repaint import draw_mask
+from lorakit.data.scan import scan
 from lorakit.data.shards import Cache
+from lorakit.data.sources import SourceSettings
 from tests.data.pictures import folder_of
 
 SIZES = {"a.png": (64, 64), "bb.png": (64, 64), "ccc.png": (64, 32), "dddd.png": (60, 60)}
@@ -117,6 +119,12 @@ def test_the_masks_of_a_source_say_what_is_repainted_and_count_in_no_loss(root: 
             assert np.array_equal(sample["given"]["mask"][0].numpy(), np.tile(expected, (height, 1)))
         assert sample["loss"] is None
     assert len(seen) == 3
+
+
+def test_it_is_said_for_which_pictures_masks_are_drawn_all_the_same(root: Path) -> None:
+    source = SourceSettings(path=str(root / "photos"), mask_path=str(root / "masks"), mask_means="repaint")
+    found = scan([source], cache=root / "cache")
+    assert found.warnings == ("0/a.png: it has no mask in mask_path, so what is to be painted anew is drawn",)
 
 
 def test_masks_that_weigh_the_loss_still_do(root: Path) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from lorakit.adapters import AdapterState, lora, trainable_parameters
+from lorakit.core.types import Task
 from lorakit.export import DIALECTS
 from lorakit.export.keymap import family_layers
-from lorakit.families import FAMILIES, recognised
+from lorakit.families import FAMILIES, recognised, unet
 from lorakit.families.protocol import Family
 
 RANK = 2
@@ -113,6 +114,24 @@ TEXT = {
     "sdxl": kohya_text("lora_te1_", 12) | kohya_text("lora_te2_", 32),
 }
 COUNTS = {"sd15": (192, 72), "sdxl": (722, 72 + 192)}
+
+
+@pytest.mark.parametrize("task", ["inpaint", "edit"])
+@pytest.mark.parametrize("model", UNETS)
+def test_models_that_see_more_differ_in_their_first_layer_alone(model: str, task: Task) -> None:
+    """Whose channels are 9 and 8 (the configurations of the published inpainting and editing models): an adapter's
+    layers have the plain model's names and shapes, so a file may go from one to the other."""
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((SHAPES / f"{model}.json").read_text())["unet"]
+    with torch.device("meta"):
+        plain, other = (
+            UNet2DConditionModel.from_config({**config, "in_channels": unet.channels(of, 4)}) for of in ("text", task)
+        )
+    shapes = [{name: tensor.shape for name, tensor in made.state_dict().items()} for made in (plain, other)]
+    assert shapes[0].keys() == shapes[1].keys()
+    assert {name for name in shapes[0] if shapes[0][name] != shapes[1][name]} == {"conv_in.weight"}
+    assert shapes[1]["conv_in.weight"] == (320, {"inpaint": 9, "edit": 8}[task], 3, 3)
 
 
 @pytest.mark.parametrize("model", FAMILY)

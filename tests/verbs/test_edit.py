@@ -73,6 +73,7 @@ def test_what_such_a_model_cannot_do_is_said(make_recipe: Make, overrides: list[
         ([model, image], r"input_path: the model edits pictures: name the folder of those that it begins with"),
         ([model, pairs], r"sample\.image: sample\.prompts are drawn over a picture by this model: name one"),
         ([model, pairs, image, f"sample.mask={image[13:]}"], r"sample\.mask: this model's samples are drawn without"),
+        (["sample.image_guidance=2.0"], r"sample\.image_guidance: the model does not edit pictures: remove it"),
         ([pairs, dropout], r"data\.sources\.0\.input_path: the model does not edit pictures: remove it"),
     ]
     for given, said in cases:
@@ -97,9 +98,14 @@ def test_an_editing_model_draws_from_a_picture_and_nothing_else(
     room, other = (str(tmp_path / "before" / name) for name in ("00.png", "03.png"))
     for image in (room, other):
         main([*arguments, "--image", image])
-    drawn = [np.asarray(Image.open(out / f"000{i}.png")) for i in range(2)]
-    assert drawn[0].shape == drawn[1].shape == (64, 64, 3) and not np.array_equal(*drawn)
+    main([*arguments, "--image", room, "--image-guidance", "4"])
+    drawn = [np.asarray(Image.open(out / f"000{i}.png")) for i in range(3)]
+    assert drawn[0].shape == drawn[1].shape == (64, 64, 3)
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     for wrong in ([], ["--image", room, "--mask", room], ["--image", room, "--strength", "0.5"]):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])
         assert "edit a picture: give --image, and neither --mask nor --strength" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--image", room, "--image-guidance", "0.5"])
+    assert "--image-guidance 0.5: it is for models that edit pictures, a number from 1 on" in capsys.readouterr().err

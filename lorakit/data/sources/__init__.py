@@ -46,7 +46,10 @@ def open_source(settings: SourceSettings, index: int, *, cache: Path) -> Storage
             raise InputError(f"data.sources.{index}.{key} = {printable(path)}: there is no such folder.")
     if settings.input_path is not None:
         storage = Paired(storage, settings.input_path, index)
-    return storage if settings.mask_path is None else Masked(storage, settings.mask_path, index)
+    if settings.mask_path is None:
+        return storage
+    otherwise = "all of it counts" if settings.mask_means == "loss" else "what is to be painted anew is drawn"
+    return Masked(storage, settings.mask_path, index, otherwise=otherwise)
 
 
 def _open(settings: SourceSettings, index: int, cache: Path) -> Storage:

@@ -12,9 +12,13 @@ _HERE = -1  # of a place's start: it is in the masks' folder
 
 
 class Masked:
-    """The pictures of `storage` with masks from the folder `path`; links out of that are refused."""
+    """The pictures of `storage` with masks from the folder `path`; links out of that are refused.
 
-    def __init__(self, storage: Storage, path: str, index: int) -> None:
+    `otherwise` is what is done with a picture that has none.
+    """
+
+    def __init__(self, storage: Storage, path: str, index: int, *, otherwise: str = "all of it counts") -> None:
+        self._otherwise = otherwise
         self._storage = storage
         self._shown = path
         self._root = os.path.realpath(path)
@@ -66,7 +70,7 @@ class Masked:
             example = os.path.splitext(without[0].partition("/")[2])[0]
             found.problems.append(f"{setting}: it has a mask for none of the pictures, e.g. no {example}.png.")
             return
-        found.warnings += [f"{key}: it has no mask in mask_path, so all of it counts" for key in without]
+        found.warnings += [f"{key}: it has no mask in mask_path, so {self._otherwise}" for key in without]
         for path in _files(self._root):
             if path.lower().endswith(".png") and hash(path) not in used:
                 found.of_no_picture(f"mask_path of source {self._index}, {printable(path)}", "a mask")
