@@ -14,6 +14,7 @@ import time
 
 from lorakit.core.errors import InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
+from lorakit.core.threads import let_waiting_sleep
 
 _TELLING = 10.0  # seconds that a process waits for the first one to have told an error
 VERBS = ("demo", "check", "caption", "captions", "cache", "train", "sample", "export", "convert", "merge", "inspect")
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and ends the process with the exit code of the contract."""
+    let_waiting_sleep()
     try:
         _main(arguments)
     except KeyboardInterrupt:

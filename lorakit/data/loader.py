@@ -103,6 +103,22 @@ class Loader:
         Looked at are the first epochs after each source joins, as many as there are resolutions and one; of very long
         ones their beginning. Nothing of the run moves by it.
         """
+        _, chosen, cut = self._largest()
+        return self._samples.batch(chosen, cut)
+
+    def is_largest(self, step: int) -> bool:
+        """Whether every rank has a micro step in `step` with as many pixels as `largest()`; all ranks say alike."""
+        most, chosen = self._largest()[0], self._samples.data.plan.at(step)
+        return all(most in (size for size, _ in self._sizes(chosen, rank)) for rank in range(self._split.world))
+
+    def _sizes(self, chosen: GlobalBatch, rank: int) -> Iterator[tuple[int, range]]:
+        """The pixels of each of the rank's micro steps, and its positions."""
+        plan, split = self._samples.data.plan, self._split
+        for cut in plan.micro_steps(chosen, rank=rank, world=split.world, batch_size=split.batch_size):
+            bucket = chosen.buckets[cut.start]
+            yield len(cut) * bucket.width * bucket.height, cut
+
+    def _largest(self) -> tuple[int, GlobalBatch, range]:
         plan, split = self._samples.data.plan, self._split
         used = {plan.buckets[b] for b in set(plan.bucket_ids[plan.bucket_ids >= 0].tolist())}
         # no micro step is larger, so the search mostly ends within a few steps
@@ -111,15 +127,13 @@ class Loader:
         for step in _first_epochs(plan, epochs=plan.bucket_ids.shape[1] + 1):
             chosen = plan.at(step)
             for rank in range(split.world):
-                for cut in plan.micro_steps(chosen, rank=rank, world=split.world, batch_size=split.batch_size):
-                    bucket = chosen.buckets[cut.start]
-                    size = len(cut) * bucket.width * bucket.height
+                for size, cut in self._sizes(chosen, rank):
                     if best is None or size > best[0]:
                         best = size, chosen, cut
             if best is not None and best[0] == bound:
                 break
         assert best is not None, "a plan has a step"
-        return self._samples.batch(best[1], best[2])
+        return best
 
 
 def _first_epochs(plan: Plan, *, epochs: int) -> Iterator[int]:

@@ -62,6 +62,10 @@ def fill_cache(
             check()
 
         if data.cached_latents:
+            vae = family.components["vae"]
+            if next(vae.parameters()).device.type == "cpu":
+                # a quarter less time for its convolutions
+                vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             pictures = fill_latents(
                 cache,
                 data.all_latents(fingerprint=latents_name),

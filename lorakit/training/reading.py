@@ -46,6 +46,11 @@ def unexplained(process: Process, samples: Iterable[tuple[Batch, Predict]]) -> d
     return {name: float(left / all_of_it) for name, (left, all_of_it) in sums.items()}
 
 
+def suspected(process: Process, found: Mapping[str, float]) -> bool:
+    """Whether another target is explained better than the process's own: a reason to look at more pictures."""
+    return found[process.prediction_type] > min(found.values())
+
+
 def misread(process: Process, found: Mapping[str, float]) -> str | None:
     """What is wrong where the network clearly predicts something else than the process says, else None.
 

@@ -6,6 +6,7 @@ The loop itself is `training/loop.py`.
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from lorakit.core.errors import InputError, LorakitError, Stopped
 from lorakit.core.files import write_json, write_text
 from lorakit.core.processes import on_first_rank, rank
 from lorakit.core.quiet import quiet_libraries
+from lorakit.core.threads import cap_threads, usable_cores
 from lorakit.data.cache import refuse_within
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
@@ -144,7 +146,9 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
         def begin(recipe: Recipe) -> tuple[Trainee, Loader]:
             with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
                 trainee, loader = prepared(recipe, data, runtime, found, interrupt)
-                if first_step < last_step:  # what does not fit into memory fails here, before the first step
+                # what does not fit into memory fails here, or, on a CPU, in a first step that is as large
+                told = runtime.device.type == "cpu" and recipe.run.fit is None and loader.is_largest(first_step)
+                if first_step < last_step and not told:
                     _dry(recipe, trainee, loader)
                 if recipe.run.check_model and not resumed:
                     refuse_misread(trainee, data, loader)
@@ -223,6 +227,10 @@ def _started(recipe: Recipe, output: Path) -> tuple[Recipe, Runtime]:
     )
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
+    if runtime.device.type == "cpu":
+        threads = cap_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        if rank() == 0:
+            log.info("%s", threads)
     return recipe, runtime
 
 

@@ -391,6 +391,11 @@ def test_the_largest_micro_step_is_one_of_the_plan_and_moves_nothing(
     batches = [batch for steps in before for step in steps for batch in step.batches]
     assert pixels_of(found[0]) == max(map(pixels_of, batches))
     assert any(same(batch, found[0]) for batch in batches)
+    for number in range(8):
+        reached = all(
+            any(pixels_of(batch) == pixels_of(found[0]) for batch in steps[number].batches) for steps in before
+        )
+        assert [loader.is_largest(number) for loader in ranks] == [reached] * world
     assert same([list(loader.steps(0, 8)) for loader in ranks], before), "the steps are others after it"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorakit.data.loader import Loader
 from lorakit.recipe import Recipe
 from lorakit.training import trackers
 from lorakit.verbs import train as verb
@@ -85,12 +86,17 @@ def test_wandb_and_tensorboard_have_every_step_and_nothing_holds_the_key(
 
 def test_the_dry_step_changes_nothing(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout in the adapter, which draws from the global generators."""
+    monkeypatch.setattr(Loader, "is_largest", lambda *_: False)
     overrides = ("adapter.dropout=0.3", "data.workers=0")
     tried = outcome(train(make_recipe("tried", *overrides)).output)
     calls: list[object] = []
     monkeypatch.setattr(verb, "dry_step", lambda *_, **__: calls.append(None))
     assert outcome(train(make_recipe("untried", *overrides)).output) == tried
     assert calls, "the dry step was left out"
+    calls.clear()
+    monkeypatch.setattr(Loader, "is_largest", lambda *_: True)
+    assert outcome(train(make_recipe("first", *overrides)).output) == tried
+    assert not calls or torch.cuda.is_available(), "on a CPU the first step tells as much"
 
 
 def test_deterministic_changes_nothing_on_the_cpu_and_is_put_back(make_recipe: Make) -> None:

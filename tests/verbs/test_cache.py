@@ -36,7 +36,7 @@ def test_it_is_filled_once_and_the_training_finds_all_of_it(
         seen.append(fill_cache(*args, **settings))
         return seen[0]
 
-    monkeypatch.setattr("lorakit.verbs.train.fill_cache", watched)
+    monkeypatch.setattr("lorakit.verbs.trainee.fill_cache", watched)
     train(recipe)
     assert (seen[0].pictures, seen[0].captions) == (Filled(0, 14), Filled(0, 8))
     assert (tmp_path / "run" / "adapter.safetensors").is_file()

@@ -73,7 +73,7 @@ def test_an_honest_model_is_let_through_and_told_of(
 
 
 def test_a_plain_check_loads_no_model(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(settings: object) -> None:
+    def refused(settings: object, **how: object) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(families, "load_settings", refused)
