@@ -76,6 +76,11 @@ def task(model: Source) -> Task:
             f"model.path = {printable(model.folder)}: its U-Net sees {sees} channels, and here are known "
             f"{', '.join(f'{number} ({task})' for number, task in known.items())}: take another model."
         )
+    if model.config("", "model_index.json").get("is_cosxl_edit"):
+        raise InputError(
+            f"model.path = {printable(model.folder)}: its pipeline scales the picture that it edits (is_cosxl_edit), "
+            "which is not known here: take another model."
+        )
     return known[sees]
 
 

@@ -177,6 +177,10 @@ def test_a_folder_is_what_its_channels_say(tmp_path: Path) -> None:
     family = families.load("sd", str(folder))
     assert family.task == "inpaint" and list(family.pipelines) == ["inpaint"]
     assert type(family.stock_pipeline()).__name__ == "StableDiffusionInpaintPipeline"
+    (folder / "model_index.json").write_text(json.dumps({**index, "is_cosxl_edit": True}))
+    with pytest.raises(InputError, match="scales the picture that it edits"):
+        families.describe("sd", str(folder))
+    (folder / "model_index.json").write_text(json.dumps(index))
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 5}))
     with pytest.raises(InputError, match=r"its U-Net sees 5 channels, and here are known 4 \(text\), 9 \(inpaint\), 8"):
