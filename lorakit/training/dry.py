@@ -83,6 +83,8 @@ def dry_step(
     with torch.random.fork_rng(devices=devices):
         try:
             with counted(trainee) as kept:
+                if allowed is not None:  # what loading took before is gone
+                    memory.forget_peak()
                 for _ in range(passes):
                     report = _measured(trainee, batch, count=count, state_size=state_size)
             if allowed is not None and report is not None and (report.peak_bytes or 0) > allowed:
@@ -112,7 +114,6 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
     if cuda:
         torch.cuda.synchronize(trainee.device)
         torch.cuda.reset_peak_memory_stats(trainee.device)
-    memory.forget_peak()
     started = time.perf_counter()
     moments = room(max(0, math.ceil(state_size * own) - held))
     forward_backward(trainee, ready(trainee, batch), count=count)

@@ -69,10 +69,10 @@ def _rungs(recipe: Recipe, *, gpu: bool, numbers_stay: bool) -> Iterator[tuple[R
         steps.append(("run", {"gradient_checkpointing": True}))
     if run.batch_size > 1 and not numbers_stay:  # but for rounding
         steps.append(("run", {"batch_size": 1, "accumulate": run.accumulate * run.batch_size}))
-    if gpu and not run.compile:
+    if gpu and not run.compile and not run.shard:
         steps += [("run", {"offload": share}) for share in (0.5, 1.0) if share > (run.offload or 0)]
         steps += [("run", {"offload_activations": True})] if not run.offload_activations else []
-    if recipe.model.quantize is None and not numbers_stay:
+    if recipe.model.quantize is None and not numbers_stay and not run.shard:
         steps += [("model", {"quantize": kind}) for kind in ("int8", "nf4")]
     for section, changes in steps:
         recipe = replace(recipe, **{section: getattr(recipe, section).model_copy(update=changes)})

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import meter, profile, train
+from bench import memory, meter, profile, train
 
 TINY = ["--shape", "embedded", "--photos", "2"]
 
@@ -53,3 +53,17 @@ def test_the_parts_of_a_step_make_it_up(tmp_path: Path) -> None:
     operations, ceiling, step = (found.pop(name) for name in ("operations", "ceiling", "step"))
     assert sum(found.values()) == pytest.approx(step)
     assert found["the frozen forward"] > 0 and found["backward"] > 0 and operations / step < ceiling
+
+
+def test_memory_is_measured_of_steps_and_of_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "ROWS", [("run.batch_size=1", "run.accumulate=2")])
+    file = tmp_path / "memory.json"
+    memory.main(["settings", "parts", *TINY[:2], "--batch", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    [row] = found["settings"].values()
+    assert 100 * memory.MIB < row["before"] <= row["peak"] + memory.MIB and row["seconds"] > 0
+    assert found["parts"].keys() == {"all parts kept and read", "as it is"}
+    assert all({*of} == {"read", "step", "verified"} for of in found["parts"].values())
+    assert "| `run.batch_size=1`, `run.accumulate=2` |" in capsys.readouterr().out

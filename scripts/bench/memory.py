@@ -1,0 +1,153 @@
+"""What memory a training takes on the CPU: of its step, with each setting that saves some, and of its parts.
+
+`settings`: the dry step on the largest bucket, each row in a fresh process: resident before and at its highest, and how
+long it took. `parts`: one step of a training: resident when the model has been read, in the step, and at most while the
+adapter is verified, as it is and with all parts of the model kept and read.
+
+    OMP_NUM_THREADS=1 python scripts/bench/memory.py settings parts --shape sd-small --json build/memory.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # this folder holds a profile.py, which is not the standard library's
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from bench import shapes
+from bench.meter import peak_bytes
+
+MIB = 2**20
+CHECKPOINTS = "run.gradient_checkpointing=true"
+ROWS = [
+    (),
+    (CHECKPOINTS,),
+    ("run.batch_size=1", "run.accumulate=4"),
+    (CHECKPOINTS, "run.batch_size=1", "run.accumulate=4"),
+    ('model.quantize="int8"',),
+    ('model.quantize="nf4"',),
+    (CHECKPOINTS, "run.batch_size=1", "run.accumulate=4", 'model.quantize="nf4"'),
+]
+
+
+def resident() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def step(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the dry step of this recipe takes."""
+    from lorakit.recipe import load_recipe
+    from lorakit.training.dry import dry_step
+    from lorakit.verbs import train
+
+    found: dict[str, Any] = {}
+
+    def measured(*args: Any, **options: Any) -> Any:
+        found["before"] = resident()
+        report = dry_step(*args, **{**options, "allowed": 1 << 60})  # its own peak, and not that of loading
+        found.update(peak=report.peak_bytes, seconds=report.seconds)
+        return report
+
+    train.dry_step = measured  # type: ignore[assignment]
+    train.dry_run(load_recipe(file, overrides=list(overrides)))
+    return found
+
+
+def parts(file: Path, *, all_kept: bool) -> dict[str, Any]:
+    """What the parts of a training of one step take; `all_kept`: no part of the model is freed or left unread."""
+    from lorakit import families
+    from lorakit.core.memory import forget_peak
+    from lorakit.export import adapter
+    from lorakit.families import base
+    from lorakit.recipe import load_recipe
+    from lorakit.training import loop
+    from lorakit.verbs import train
+
+    found: dict[str, Any] = {}
+
+    def noting(
+        name: str, function: Callable[..., Any], *, after: bool = False, peak: bool = False
+    ) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            if peak:
+                forget_peak()
+            elif not after:
+                found[name] = resident()
+            result = function(*args, **options)
+            if after:
+                found[name] = peak_bytes() if peak else resident()
+            return result
+
+        return noted
+
+    families.load_settings = noting("read", families.load_settings, after=True)
+    loop.run_step = noting("step", loop.run_step)  # type: ignore[assignment]
+    adapter.write_verified = noting("verified", adapter.write_verified, after=True, peak=True)
+    if all_kept:
+        whole = base.Frozen.stock_pipeline
+        base.Frozen.put_away = lambda self, names: None  # type: ignore[method-assign]
+        base.Frozen.stock_pipeline = lambda self, without=(): whole(self)  # type: ignore[method-assign]
+    train.train(load_recipe(file, overrides=["run.steps=1", "run.check_model=false"]))
+    return found
+
+
+def in_a_process(*words: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "one", *words]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout.splitlines()
+    return json.loads(lines[-1])  # type: ignore[no-any-return]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=("settings", "parts"))
+    parser.add_argument("--shape", choices=shapes.SHAPES, default="sd-small")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--json", type=Path, help="a file for all that was measured")
+    args = parser.parse_args(arguments)
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="lorakit-memory-") as temporary:
+        folder, side = Path(temporary), shapes.SHAPES[args.shape].side
+        base, photos = shapes.base(args.shape, folder), shapes.photos(folder, side=side, count=args.batch)
+
+        def fresh(i: int) -> str:
+            file = folder / f"run{i}.toml"
+            cache = folder / "cache"
+            return str(shapes.recipe(file, base=base, photos=photos, cache=cache, side=side, batch=args.batch))
+
+        if "settings" in args.what:
+            print("| settings | resident before | at its highest | a micro step |\n| --- | --- | --- | --- |")
+            measured["settings"] = {}
+            for i, row in enumerate(ROWS):
+                found = measured["settings"][" ".join(row)] = in_a_process("settings", fresh(i), *row)
+                label = ", ".join(f"`{word}`" for word in row) or "none"
+                sizes = f"{found['before'] / MIB:.0f} MiB | {found['peak'] / MIB:.0f} MiB"
+                print(f"| {label} | {sizes} | {found['seconds']:.2f} s |", flush=True)
+        if "parts" in args.what:
+            print("| model | read | in a step | verifying |\n| --- | --- | --- | --- |")
+            measured["parts"] = {}
+            for i, label in enumerate(("all parts kept and read", "as it is")):
+                found = measured["parts"][label] = in_a_process("parts", fresh(100 + i), str(not i))
+                sizes = " | ".join(f"{found[name] / MIB:.0f} MiB" for name in ("read", "step", "verified"))
+                print(f"| {label} | {sizes} |", flush=True)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"shape": args.shape, "at": time.time(), **measured}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "one":
+        what, file, *words = sys.argv[2:]
+        found = step(Path(file), words) if what == "settings" else parts(Path(file), all_kept=words == ["True"])
+        print(json.dumps(found))
+        sys.exit(0)
+    sys.exit(main())
