@@ -12,10 +12,11 @@ import os
 import sys
 import time
 
-from lorakit.core.errors import InterruptedRun, LorakitError, LostProcess, StorageError
+from lorakit.core.errors import InputError, InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
 from lorakit.core.threads import let_waiting_sleep
 
+SHARED = ("caption", "cache", "train")  # what several processes do together
 _TELLING = 10.0  # seconds that a process waits for the first one to have told an error
 VERBS = ("demo", "check", "caption", "captions", "cache", "train", "sample", "export", "convert", "merge", "inspect")
 
@@ -58,6 +59,8 @@ def _main(arguments: list[str] | None) -> None:
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler()]  # anew: it keeps the stderr that it finds
     try:
+        if args.verb not in SHARED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"`lorakit {args.verb}` is the work of one process: start it without a launcher.")
         args.run(args)
     except LorakitError as error:
         if _is_ours_to_tell(error):

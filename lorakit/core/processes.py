@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.core.errors import LorakitError, LostProcess
 
@@ -248,21 +248,24 @@ def _obey_the_next(number: int, frame: FrameType | None) -> None:
 
 
 def sum_tensors(tensors: Iterable[Tensor]) -> None:
-    """Adds up `tensors` over the ranks, in place and in rank order: one gather of one flat buffer.
+    """Adds up `tensors` over the ranks, in place and in rank order.
 
-    A gather and a sum in a fixed order, not an all-reduce, whose order may depend on the number of elements.
+    Each rank sums one part of a flat buffer of them all, and then all have all parts: a rank hears twice what the
+    tensors take, however many ranks there are. Not an all-reduce, whose order may depend on the number of elements.
     """
     if world() == 1:
         return
     tensors = list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    parts = [torch.empty_like(flat) for _ in range(world())]
+    parts = nn.functional.pad(flat, (0, -len(flat) % world())).view(world(), -1)
+    of_ranks = torch.empty_like(parts)
     with _together():
-        dist.all_gather(parts, flat)
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    offset = 0
+        dist.all_to_all_single(of_ranks, parts)
+        own = of_ranks[0].clone()
+        for part in of_ranks[1:]:
+            own += part
+        dist.all_gather(list(parts), own)
+    total, offset = parts.reshape(-1), 0
     for tensor in tensors:
         tensor.copy_(total[offset : offset + tensor.numel()].view_as(tensor))
         offset += tensor.numel()

@@ -10,7 +10,8 @@ from lorakit.sampling.canvas import requests_over
 from lorakit.sampling.pictures import too_few_steps
 from lorakit.training import sharding
 
-_WHOLE = ("compile", "channels_last", "offload", "offload_activations")  # of `run`: untried where a model is shared out
+# settings of `run` that are untried where a model is shared out
+_WHOLE = ("compile", "channels_last", "offload", "offload_activations", "fit")
 
 
 def unsuited(recipe: Recipe, model: Description) -> list[str]:

@@ -79,3 +79,12 @@ def test_an_unknown_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("lorakit.cli.train.run", run)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "x"])
+
+
+def test_what_several_processes_cannot_share_is_refused_to_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["inspect", "nothing.safetensors"])
+    assert end.value.code == 2 and "without a launcher" in capsys.readouterr().err
