@@ -9,8 +9,8 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "200000 100000" is tw
 def let_waiting_sleep() -> None:
     """To be called before torch is imported, which reads it once; what the user has set stays.
 
-    Threads that spin while they wait take the core from the one they wait for, where anything else runs: 25 times the
-    time of small operations on two busy cores.
+    Threads that spin while they wait take the core from the one they wait for, where anything else runs: ten times the
+    time of small operations on two busy cores (scripts/bench/waiting.py).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
