@@ -40,7 +40,7 @@ def test_accelerate_reads_it_and_it_says_when(file: Path) -> None:
     assert f"--config_file recipes/accelerate/{file.name}" in comment
 
 
-NAMES = ("lorakit-one", "lorakit-two")
+NAMES = tuple(f"lorakit-{os.getpid()}-{which}" for which in ("one", "two"))  # others may test here too
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 
@@ -70,6 +70,7 @@ def machines() -> Iterator[list[str]]:
             subprocess.run([ip, "netns", "del", name], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_machines_with_addresses_of_their_own_train_together(machines: list[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(

@@ -7,6 +7,7 @@ it becomes plain data parallelism without a word, and it wants to own model and 
 """
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -42,6 +43,10 @@ def problems(settings: Mapping[str, bool]) -> list[str]:
         return [
             "run.shard = true shares the model out over processes, and there is one: start several, or leave it out."
         ]
+    from torch.distributed.fsdp import fully_shard
+
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:  # what keeps adapters whole
+        return [f"run.shard = true needs a newer torch than {torch.__version__}: update it, or leave it out."]
     return [
         f"run.shard = true and {key} do not go together: leave one of them out." for key, on in settings.items() if on
     ]
