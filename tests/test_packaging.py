@@ -70,7 +70,8 @@ def test_all_that_is_installed_is_pinned_to_what_it_is():
     brought = ("nvidia-", "cuda-", "triton", "pip", "lorakit")
     for package in metadata.distributions():
         name = canonical(package.metadata["Name"])
-        if not name.startswith(brought):
+        # setuptools, once it is imported, shows what it has within itself
+        if not name.startswith(brought) and "_vendor" not in Path(str(package.locate_file(""))).parts:
             assert found.get(name) == package.version.split("+")[0], name
 
 

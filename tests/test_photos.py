@@ -60,6 +60,9 @@ def test_six_photos_become_an_adapter_that_a_stock_pipeline_draws_with(model, tm
     assert list((tmp_path / "cache").rglob("*.safetensors")), "latents were cached where the recipe says"
 
     pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)  # as beside an adapter: some processors compute learning layers by other kernels
 
     def picture():
         g = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from lorakit.data.dataset import Dataset
 from lorakit.data.shards import Cache
 from lorakit.export.files import DTYPES
 from lorakit.families.protocol import Family
+from lorakit.training.execution import lay_channels_last
 from lorakit.training.processes import bar
 
 
@@ -65,7 +66,7 @@ def fill_cache(
             vae = family.components["vae"]
             if next(vae.parameters()).device.type == "cpu":
                 # its convolutions run faster so
-                vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                lay_channels_last(vae)
             pictures = fill_latents(
                 cache,
                 data.all_latents(fingerprint=latents_name),

@@ -43,7 +43,14 @@ def use_channels_last(module: nn.Module) -> None:
     """Keeps the weights of convolutions as a GPU reads them fastest; InputError where `module` has too few of them."""
     if not any(isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) for layer in repeated(module)):
         raise InputError("run.channels_last: this model's blocks have no convolutions: leave it out.")
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lay_channels_last(module)
+
+
+def lay_channels_last(module: nn.Module) -> None:
+    """The same, of as many as there are: those of films have weights of another form, and stay."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compile_blocks(module: nn.Module) -> None:

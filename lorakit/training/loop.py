@@ -63,7 +63,7 @@ class RunSettings(core_settings.Settings):
     "auto": torch chooses."""
     channels_last: bool = False
     """Keep the weights of a U-Net's convolutions in the layout that GPUs read fastest."""
-    compile: Neutral[bool] = False
+    compile: bool = False
     """Compile the backbone's transformer blocks: minutes at the start, once for each size of picture, then faster. What
     is computed stays the same but for rounding."""
     shard: Neutral[bool] = False

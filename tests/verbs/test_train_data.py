@@ -44,7 +44,7 @@ def test_each_picture_comes_as_often_as_it_should_on_workers_and_ranks_and_after
     ]
     file = tmp_path / "recipe.toml"
     file.write_text(make_recipe("ranks", *data, "run.steps=14", "run.accumulate=1", "data.workers=1").to_toml())
-    done = launch("train", str(file))
+    done = launch("train", str(file), config="cpu_x2")
     assert done.returncode == 0, done.stderr
     runs.append(tmp_path / "ranks")
     cut = train(make_recipe("cut", *data, "run.steps=5")).output
