@@ -8,41 +8,18 @@ from collections.abc import Iterator
 from lorakit.core.files import printable
 from lorakit.core.types import Place
 from lorakit.data.images import suffixes
-from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, Storage, make_key, read_regular, stamp_of
+from lorakit.data.sources.beside import Beside
+from lorakit.data.sources.items import Found, Item, make_key, stamp_of
 
-_HERE = -2  # of a place's start: it is in the inputs' folder
 
-
-class Paired:
+class Paired(Beside):
     """The pictures of `storage`, each with one to begin with from the folder `path`; links out of that are refused.
 
     A picture without one is a bad picture.
     """
 
-    def __init__(self, storage: Storage, path: str, index: int) -> None:
-        self._storage = storage
-        self._shown = path
-        self._root = os.path.realpath(path)
-        self._index = index
-        self.writes = bool(getattr(storage, "writes", False))
-
-    @property
-    def identity(self) -> str:
-        return f"{self._storage.identity}\0{self._root}"
-
-    def label(self, name: str) -> str:
-        return self._storage.label(name)
-
-    def caption_advice(self, name: str) -> str:
-        return self._storage.caption_advice(name)
-
-    def read(self, place: Place) -> bytes:
-        if place.start != _HERE:
-            return self._storage.read(place)
-        path = os.path.join(self._root, place.file)
-        if not os.path.realpath(path).startswith(self._root.rstrip("/") + "/"):
-            raise ValueError("it is a link out of input_path: put the file itself there")
-        return read_regular(path, MAX_PICTURE_BYTES)
+    key = "input_path"
+    mark = -2
 
     def items(self, found: Found) -> Iterator[Item]:
         for item in self._storage.items(found):
@@ -53,7 +30,7 @@ class Paired:
                 found.bad(make_key(self._index, item.name), self.label(item.name), reason)
                 continue
             stamp = stamp_of(os.stat(os.path.join(self._root, name)))
-            yield item._replace(input=Place(name, _HERE), input_stamp=stamp)
+            yield item._replace(input=Place(name, self.mark), input_stamp=stamp)
 
     def _of(self, name: str) -> str | None:
         """The file that belongs to the picture `name`: of its own suffix, or else of another."""

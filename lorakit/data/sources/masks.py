@@ -6,43 +6,22 @@ from collections.abc import Iterator
 
 from lorakit.core.files import printable
 from lorakit.core.types import Place
-from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, Storage, make_key, read_regular, stamp_of
+from lorakit.data.sources.beside import Beside
+from lorakit.data.sources.items import Found, Item, Storage, make_key, stamp_of
 
-_HERE = -1  # of a place's start: it is in the masks' folder
 
-
-class Masked:
+class Masked(Beside):
     """The pictures of `storage` with masks from the folder `path`; links out of that are refused.
 
     `otherwise` is what is done with a picture that has none.
     """
 
+    key = "mask_path"
+    mark = -1
+
     def __init__(self, storage: Storage, path: str, index: int, *, otherwise: str = "all of it counts") -> None:
+        super().__init__(storage, path, index)
         self._otherwise = otherwise
-        self._storage = storage
-        self._shown = path
-        self._root = os.path.realpath(path)
-        self._index = index
-        self.writes = bool(getattr(storage, "writes", False))
-
-    @property
-    def identity(self) -> str:
-        # places in the masks' folder are no others' places
-        return f"{self._storage.identity}\0{self._root}"
-
-    def label(self, name: str) -> str:
-        return self._storage.label(name)
-
-    def caption_advice(self, name: str) -> str:
-        return self._storage.caption_advice(name)
-
-    def read(self, place: Place) -> bytes:
-        if place.start != _HERE:
-            return self._storage.read(place)
-        path = os.path.join(self._root, place.file)
-        if not os.path.realpath(path).startswith(self._root.rstrip("/") + "/"):
-            raise ValueError("it is a link out of mask_path: put the file itself there")
-        return read_regular(path, MAX_PICTURE_BYTES)
 
     def items(self, found: Found) -> Iterator[Item]:
         used: set[int] = set()
@@ -64,7 +43,7 @@ class Masked:
                 label = self._storage.label(item.name)
                 problems = (*problems, f"{label}: it has two masks, one beside it and {shown}: keep one.")
             stamp = stamp_of(state) if stat.S_ISREG(state.st_mode) else ""
-            yield item._replace(mask=Place(name, _HERE), mask_stamp=stamp, problems=problems)
+            yield item._replace(mask=Place(name, self.mark), mask_stamp=stamp, problems=problems)
         if listed and not used:
             setting = f"data.sources.{self._index}.mask_path = {printable(self._shown)}"
             example = os.path.splitext(without[0].partition("/")[2])[0]
