@@ -49,6 +49,7 @@ class Frozen(Names):
         self.vae = self.components["vae"]
         self.dtype = source.dtype or torch.float32
         self.device = torch.device("cpu")
+        self.reading: Mapping[str, object] = {}  # what else decides what an encoder says, for caches
         self.away: tuple[str, ...] = ()  # components whose weights are in their files alone
         self.factor = vae.factor(source.folder)
         self.side_multiple = self.drawing_multiple = self.factor * patch
@@ -100,7 +101,8 @@ class Frozen(Names):
 
     def fingerprint(self, component: str) -> str:
         tokenizer = component.replace("text_encoder", "tokenizer")
-        return self.source.fingerprint(component, *([tokenizer] if tokenizer != component else []))
+        own = self.source.fingerprint(component, *([tokenizer] if tokenizer != component else []))
+        return f"{own}-{self.reading[component]}" if component in self.reading else own
 
 
 def _refill(module: nn.Module, fresh: nn.Module) -> None:

@@ -111,6 +111,7 @@ class Chroma(Names, base.Frozen):
         self.stock_formats = bfl.stock_formats(self.transformer)
         self.default_format = self.stock_formats[-1]
         self.token_limit = max_sequence_length
+        self.reading = {"text_encoder": max_sequence_length}
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D), T5's last, without a view of the padding, "visible": (B, L), 1 for the caption's tokens
@@ -151,10 +152,6 @@ class Chroma(Names, base.Frozen):
 
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "flux1", "modelspec.architecture": "chroma/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.token_limit}" if component == "text_encoder" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

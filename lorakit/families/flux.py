@@ -133,6 +133,7 @@ class Flux(Names, base.Frozen):
         self.stock_formats = bfl.stock_formats(self.transformer)
         self.default_format = self.stock_formats[-1]
         self.token_limit = max_sequence_length
+        self.reading = {"text_encoder_2": max_sequence_length}
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D), T5's last, whose padding counts, "pooled": (B, P), CLIP's}."""
@@ -162,10 +163,6 @@ class Flux(Names, base.Frozen):
     def metadata(self) -> dict[str, str]:
         variant = "schnell" if self.guidance is None else "dev"
         return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{variant}/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.token_limit}" if component == "text_encoder_2" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -157,6 +157,7 @@ class Lumina2(Names, base.Frozen):
         super().__init__(model, parts, patch=self.transformer.config.patch_size)
         self.tokenizer = gemma.load_tokenizer(model.folder / "tokenizer")
         self.system_prompt = system_prompt
+        self.reading = {"text_encoder": system_prompt}
         self.process = transformer.process(model)
         self.token_limit = TOKENS
 
@@ -182,10 +183,6 @@ class Lumina2(Names, base.Frozen):
 
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "lumina2", "modelspec.architecture": "lumina-2/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.system_prompt}" if component == "text_encoder" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -120,6 +120,7 @@ class QwenImage(Names, base.Frozen):
         self.tokenizer = qwen.load_tokenizer(model.folder / "tokenizer")
         self.process = transformer.process(model)
         self.token_limit = max_sequence_length
+        self.reading = {"text_encoder": max_sequence_length}
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, normalised by channel: (B, C, H/f, W/f)."""
@@ -173,10 +174,6 @@ class QwenImage(Names, base.Frozen):
 
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "qwen_image", "modelspec.architecture": "Qwen-Image/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.token_limit}" if component == "text_encoder" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -106,6 +106,7 @@ class StableDiffusion(Names, unet.Model):
         self.text_encoder = self.components["text_encoder"]
         self.tokenizer = clip.load_tokenizer(model.folder / "tokenizer")
         self.chunks, self.token_limit = chunks, clip.long_limit(self.tokenizer, chunks)
+        self.reading = {"text_encoder": chunks} if chunks > 1 else {}
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
         """{"states": (B, L, D)}, CLIP's last hidden states after its final norm; captions are cut at L tokens."""
@@ -134,10 +135,6 @@ class StableDiffusion(Names, unet.Model):
             requires_safety_checker=False,
         )
         return unet.with_chunks(pipeline, self) if self.chunks > 1 else pipeline
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.chunks}" if component == "text_encoder" and self.chunks > 1 else own
 
     def metadata(self) -> dict[str, str]:
         second = self.unet.config.cross_attention_dim == 1024  # the width of OpenCLIP-H, which SD 2 reads

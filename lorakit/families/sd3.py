@@ -126,6 +126,7 @@ class StableDiffusion3(Names, base.Frozen):
         self.tokenizer_3 = None if self.text_encoder_3 is None else t5.load_tokenizer(model.folder / "tokenizer_3")
         self.process = transformer.process(model)
         self.max_sequence_length = max_sequence_length
+        self.reading = {"text_encoder_3": max_sequence_length}
         self.token_limit = self.tokenizer.model_max_length if self.text_encoder_3 is None else max_sequence_length
 
     def encode_text(self, captions: Sequence[str], *, weighted: bool = False) -> Text:
@@ -178,10 +179,6 @@ class StableDiffusion3(Names, base.Frozen):
         config: Any = self.components["transformer"].config
         size = "large" if config.num_layers > _MEDIUM else "medium"
         return {"ss_base_model_version": "sd3m", "modelspec.architecture": f"stable-diffusion-3-{size}/lora"}
-
-    def fingerprint(self, component: str) -> str:
-        own = super().fingerprint(component)
-        return f"{own}-{self.max_sequence_length}" if component == "text_encoder_3" else own
 
 
 def recognises(keys: Iterable[str]) -> bool:

@@ -223,6 +223,19 @@ def test_the_backbone_gets_what_the_stock_pipeline_hands_it(family: families.Fam
         assert_same(own[name], stock[name], name)
 
 
+def test_a_caption_says_the_same_whatever_stands_beside_it(family: families.Family, tmp_path: Path) -> None:
+    cache, captions = Cache(tmp_path), ["a", "a longer caption"]
+    fill_text(cache, captions, encode=family.encode_text, fingerprint="x")
+    alone, both = (cache.read_stacked([text_key(c, "x") for c in some]) for some in (captions[:1], captions))
+    if "lengths" in alone:  # states of a caption's own tokens alone
+        assert alone["states"].shape[1] == alone["lengths"].item() == both["lengths"][0] < both["states"].shape[1]
+    side = 8 * family.side_multiple
+    x_t, t = torch.randn(2, *family.latent_shape(side, side)), family.process.at(torch.tensor([0.3, 0.7]))
+    with torch.no_grad():
+        padded, plain = family.predict(x_t, t, both)[:1], family.predict(x_t[:1], t[:1], alone)
+    torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_an_untrained_adapter_changes_no_bit(family: families.Family) -> None:
     x_t, t = noisy(family)
     with torch.no_grad():

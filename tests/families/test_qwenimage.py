@@ -14,8 +14,6 @@ from lorakit import families
 from lorakit.adapters import AdapterState
 from lorakit.adapters.state import FIRST, SECOND, factor_shapes
 from lorakit.core.errors import InputError
-from lorakit.data.cache import fill_text, text_key
-from lorakit.data.shards import Cache
 from lorakit.export import read_adapter
 from lorakit.export.keymap import family_layers
 from lorakit.export.verify import verify_adapter, write_verified
@@ -50,18 +48,6 @@ def test_the_template_is_the_stock_pipelines_and_all_before_the_caption_is_cut_a
     assert family.tokenizer.decode(ids[qwenimage.BEFORE :]) == f"a dog{after}"
     description = families.describe("qwenimage", str(family.path))
     assert [description.count_tokens(caption) for caption in ("", "a dog")] == [5, 10]
-
-
-def test_a_caption_keeps_its_own_length_whatever_stands_beside_it(tmp_path: Path) -> None:
-    family, cache = qwenimage.tiny(), Cache(tmp_path)
-    captions = ["a", "a longer caption"]
-    fill_text(cache, captions, encode=family.encode_text, fingerprint="x")
-    alone, both = (cache.read_stacked([text_key(c, "x") for c in some]) for some in (captions[:1], captions))
-    assert alone["states"].shape[1] == alone["lengths"].item() == both["lengths"][0] < both["states"].shape[1]
-    x_t, t = torch.randn(2, *family.latent_shape(32, 48)), torch.tensor([0.3, 0.7])
-    with torch.no_grad():
-        padded, plain = family.predict(x_t, t, both)[:1], family.predict(x_t[:1], t[:1], alone)
-    torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tokenizer_that_pads_on_the_left_moves_no_caption() -> None:

@@ -12,8 +12,6 @@ from lorakit import families
 from lorakit.adapters import AdapterState
 from lorakit.adapters.state import FIRST, SECOND, factor_shapes
 from lorakit.core.errors import InputError
-from lorakit.data.cache import fill_text, text_key
-from lorakit.data.shards import Cache
 from lorakit.export.keymap import family_layers
 from lorakit.export.verify import write_verified
 from lorakit.families import sd, zimage
@@ -38,18 +36,6 @@ def test_other_families_folders_are_refused_by_name() -> None:
         families.load("zimage", str(sd.tiny().path))
     with pytest.raises(InputError, match=r"ZImagePipeline.*model\.family"):
         families.load("sd", str(zimage.tiny().path))
-
-
-def test_a_caption_keeps_its_own_length_whatever_stands_beside_it(tmp_path: Path) -> None:
-    family, cache = zimage.tiny(), Cache(tmp_path)
-    captions = ["a", "a longer caption"]
-    fill_text(cache, captions, encode=family.encode_text, fingerprint="x")
-    alone, both = (cache.read_stacked([text_key(c, "x") for c in some]) for some in (captions[:1], captions))
-    assert alone["states"].shape[1] == alone["lengths"].item() == both["lengths"][0] < both["states"].shape[1]
-    x_t, t = torch.randn(2, *family.latent_shape(32, 48)), torch.tensor([0.3, 0.7])
-    with torch.no_grad():
-        padded, plain = family.predict(x_t, t, both)[:1], family.predict(x_t[:1], t[:1], alone)
-    torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_emphasis_is_refused() -> None:
