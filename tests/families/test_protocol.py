@@ -259,10 +259,14 @@ def test_training_moves_the_adapter_in_every_part_and_no_bit_of_the_base(family:
     started = {name: parameter.detach().clone() for name, parameter in trainable_parameters(parts).items()}
     optimizer = torch.optim.AdamW(trainable_parameters(parts).values(), lr=1e-2)
     x_t, t = noisy(family)
+    losses = []
     for _ in range(10):
         optimizer.zero_grad()
-        family.predict(x_t, t, family.encode_text(["a dog", ""])).square().mean().backward()
+        loss = family.predict(x_t, t, family.encode_text(["a dog", ""])).square().mean()
+        loss.backward()
         optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0], "at the same draws"
     after = {
         f"{name}.{key.replace('.base_layer', '')}": tensor
         for name, module in family.components.items()
