@@ -16,7 +16,7 @@ from lorakit.core.errors import InputError, InterruptedRun, LorakitError, LostPr
 from lorakit.core.files import printable
 from lorakit.core.threads import let_waiting_sleep
 
-SHARED = ("caption", "cache", "train")  # what several processes do together
+SHARED = ("caption", "cache", "train", "sample")  # what several processes do together
 _TELLING = 10.0  # seconds that a process waits for the first one to have told an error
 VERBS = ("demo", "check", "caption", "captions", "cache", "train", "sample", "export", "convert", "merge", "inspect")
 

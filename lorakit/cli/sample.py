@@ -4,6 +4,7 @@
   lorakit sample embedded --prompt "a red circle" --image room.png --strength 0.7 --out p
   lorakit sample embedded --prompt "a red circle" --image room.png --mask place.png --out p
   lorakit sample embedded --prompt "a red circle" --upscale 2 --out p
+  accelerate launch … -m lorakit sample …                several processes, each picture once
 
 --prompt may be given several times; the n-th picture takes the seed --seed + n. A file of --prompts is TOML, with seed,
 size and negative prompt for each where they differ:
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(problems)
     from lorakit.cli.merge import adapter_of
+    from lorakit.core.processes import rank
     from lorakit.sampling.prompts import Prompt, read_prompts, requests_for
     from lorakit.verbs.sample import sample
 
@@ -93,5 +95,5 @@ def run(args: argparse.Namespace) -> None:
         config=args.config,
         precision=args.precision,
     )
-    for file in files:
+    for file in files if rank() == 0 else ():
         print(file)

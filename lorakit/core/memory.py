@@ -1,15 +1,22 @@
-"""What this process takes of the machine's memory, and giving back what it has freed."""
+"""What this process takes of the machine's memory, whether it lacks some, and giving back what it has freed."""
 
 import contextlib
 import ctypes
 import sys
 from pathlib import Path
 
+import torch
+
 
 def give_back() -> None:
     """Returns freed memory to the system: glibc keeps pieces below 32 MB, as most of a model's weights are."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_lack(error: BaseException) -> bool:
+    """Whether `error` says that memory was lacking; torch has a class of its own for it on GPUs alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def forget_peak() -> None:

@@ -90,7 +90,7 @@ def dry_step(
             if allowed is not None and report is not None and (report.peak_bytes or 0) > allowed:
                 problem, small = _too_large(trainee, batch, kept.bytes // passes), True
         except (RuntimeError, MemoryError) as error:
-            small = _is_lack_of_memory(error)
+            small = memory.is_lack(error)
             problem = _too_large(trainee, batch, kept.bytes) if small else _problem(error)
             if problem is None:
                 raise
@@ -131,10 +131,6 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
         examples=len(batch.keys),
         weights=sum(parameter.numel() for parameter in trainee.parameters.values()),
     )
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _too_large(trainee: Trainee, batch: Batch, kept: int) -> str:

@@ -1,8 +1,9 @@
 """Pictures from a base with adapters, drawn through the family's stock pipelines: from text, or over a picture."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from PIL import Image
 
 from lorakit import families
 from lorakit.adapters import load_adapter_state
+from lorakit.core import memory
 from lorakit.core.errors import InputError
 from lorakit.core.files import make_folder, printable, sha256_file, written_aside
+from lorakit.core.processes import on_each_rank, on_first_rank, rank, together, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.files import dtype_name, read_adapter
 from lorakit.export.weights import Weights
 from lorakit.families.protocol import Family, guided
 from lorakit.sampling.canvas import drawn_over, read_canvas
 from lorakit.sampling.pictures import Request, draw, label, too_few_steps
-from lorakit.training.processes import resolve_precision
+from lorakit.training.interrupt import watched
+from lorakit.training.processes import Runtime, bar, resolve_precision
 
 log = logging.getLogger("lorakit")
 
@@ -70,60 +74,114 @@ def sample(
     strength = STRENGTH.get(last, 1.0) if strength is None else strength
     if last != "text" and int(steps * strength) < 1:
         raise InputError(f"--strength {strength} of --steps {steps} leaves no step to draw: raise one of them.")
-    canvas = None if image is None else read_canvas(image, mask)
-    model = _loaded(base, config, family, precision)
-    if model.task == "edit" and task == "image" and free:
-        task, strength = "edit", 1.0
-    if image_guidance is not None and (task != "edit" or image_guidance < 1):
-        raise InputError(f"--image-guidance {image_guidance}: it is for models that edit pictures, a number from 1 on.")
-    if task not in model.pipelines and model.task != "text":
-        raise InputError(f"the model is made to {DOES[model.task]}.")
-    for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
-        if asked and needed not in model.pipelines:
-            with_mask = " with --mask" if needed == "inpaint" else ""
-            raise InputError(f"{option}{with_mask}: the family {model.name} has no stock pipeline for it.")
-    _check_sizes(wanted, model.drawing_multiple)
-    if wrong := too_few_steps("--steps", steps, least=model.process.least_steps):
-        raise InputError(wrong)
-    if canvas is not None:
-        multiple = model.drawing_multiple
-        over: dict[str, Any] = {"strength": strength, "upscale": upscale, "image_guidance": image_guidance}
-        wanted = [drawn_over(request, canvas, multiple, **over) for request in wanted]
-    for path, weight in adapters:
-        state = Weights.of(weight).applied(read_adapter(path, family=model, assume_alpha=assume_alpha))
-        load_adapter_state({name: model.components[name] for name in state.components()}, state)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {printable(out)} is a file: give a folder.")
-    make_folder(out)
-    pipeline, told = model.live_pipeline(task), guided(model)
-    pictures = draw(pipeline, wanted, steps=steps, guidance=guidance, guided=told)
-    if upscale > 1 and canvas is None:
-        wanted = [_enlarged(r, picture, strength, upscale) for r, picture in zip(wanted, pictures, strict=True)]
-        pictures = draw(model.live_pipeline("image"), wanted, steps=steps, guidance=guidance, guided=told)
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": type(pipeline.scheduler).__name__,
-        "base": base if base == "embedded" else Path(base).resolve().name,
-        "adapters": [_named(path, weight) for path, weight in adapters],
-        "precision": dtype_name(model.dtype),
-        **{option: path.name for option, path in (("image", image), ("mask", mask)) if path is not None},
-        **({"upscale": upscale} if upscale > 1 else {}),
-    }
-    taken = [int(p.stem) for p in out.glob("*.png") if p.stem.isdigit()]
-    files = []
-    for number, (request, picture) in enumerate(zip(wanted, pictures, strict=True), start=max(taken, default=-1) + 1):
-        files.append(out / f"{number:04d}.png")
-        with written_aside(files[-1]) as aside:
-            picture.save(aside, format="PNG", pnginfo=label(request, picture, **settings))
+
+    def ready(device: torch.device) -> _Ready:
+        canvas = None if image is None else read_canvas(image, mask)
+        model = _loaded(base, config, family, precision, device)
+        edits = model.task == "edit" and task == "image" and free
+        done, share = ("edit", 1.0) if edits else (task, strength)
+        _check_model(model, done, image=image, upscale=upscale, image_guidance=image_guidance)
+        _check_sizes(wanted, model.drawing_multiple)
+        if wrong := too_few_steps("--steps", steps, least=model.process.least_steps):
+            raise InputError(wrong)
+        over: dict[str, Any] = {"strength": share, "upscale": upscale, "image_guidance": image_guidance}
+        asked = wanted if canvas is None else [drawn_over(r, canvas, model.drawing_multiple, **over) for r in wanted]
+        for path, weight in adapters:
+            state = Weights.of(weight).applied(read_adapter(path, family=model, assume_alpha=assume_alpha))
+            load_adapter_state({name: model.components[name] for name in state.components()}, state)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {printable(out)} is a file: give a folder.")
+        how: dict[str, Any] = {"steps": steps, "guidance": guidance}
+        pipeline = model.live_pipeline(done)
+        again = model.live_pipeline("image") if upscale > 1 and canvas is None else None
+
+        def drawn(request: Request) -> tuple[Request, Image.Image]:
+            with _in_memory(request):
+                (picture,) = draw(pipeline, [request], **how, guided=guided(model))
+                if again is not None:
+                    request = _enlarged(request, picture, share, upscale)
+                    (picture,) = draw(again, [request], **how, guided=guided(model))
+            return request, picture
+
+        said = {
+            **how,
+            "sampler": type(pipeline.scheduler).__name__,
+            "base": base if base == "embedded" else Path(base).resolve().name,
+            "adapters": [_named(path, weight) for path, weight in adapters],
+            "precision": dtype_name(model.dtype),
+            **{option: path.name for option, path in (("image", image), ("mask", mask)) if path is not None},
+            **({"upscale": upscale} if upscale > 1 else {}),
+        }
+        return _Ready(asked, drawn, said)
+
+    with watched() as interrupt, Runtime("fp32", folder=out) as runtime:
+        prepared = together(lambda: ready(runtime.device))
+        return _drawn_into(out, prepared, interrupt.check)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is to be drawn; what draws it, and says what was asked for in the end; what every picture says of both."""
+
+    wanted: Sequence[Request]
+    drawn: Callable[[Request], tuple[Request, Image.Image]]
+    said: Mapping[str, Any]
+
+
+def _drawn_into(out: Path, ready: _Ready, check: Callable[[], object]) -> list[Path]:
+    """Draws and writes what is wanted, on all ranks together, each a picture in turn; returns all files."""
+    files: list[Path] = []
+    on_first_rank(lambda: make_folder(out))
+    with contextlib.closing(bar(unit="picture", label="drawing", total=len(ready.wanted))) as progress:
+        for first in range(0, len(ready.wanted), world()):
+            turn = ready.wanted[first : first + world()]
+            files += _drawn_turn(turn, out, ready, check)
+            progress.update(len(turn))
     return files
 
 
-def _loaded(base: str, config: str | None, family: str | None, precision: str) -> Family:
+def _drawn_turn(turn: Sequence[Request], out: Path, ready: _Ready, check: Callable[[], object]) -> list[Path]:
+    """Draws a picture on each rank, and writes them under the next free numbers of folder `out`."""
+    own: list[tuple[Request, Image.Image]] = []
+
+    def draw_own() -> None:
+        check()
+        own.extend(ready.drawn(request) for request in turn[rank() : rank() + 1])
+
+    on_each_rank(draw_own)
+    number = on_first_rank(lambda: _next_number(out))
+    files = [out / f"{number + i:04d}.png" for i in range(len(turn))]
+
+    def write_own() -> None:
+        for (request, picture), file in zip(own, files[rank() :], strict=False):
+            with written_aside(file) as aside:
+                picture.save(aside, format="PNG", pnginfo=label(request, picture, **ready.said))
+
+    together(write_own)
+    return files
+
+
+@contextlib.contextmanager
+def _in_memory(request: Request) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_lack(error):
+            raise
+        raise InputError(
+            f"there is not enough memory to draw {printable(request.prompt)!r}: give a smaller --size (or width and "
+            "height of --prompts), or --precision bf16. What was drawn so far stays."
+        ) from error
+
+
+def _next_number(folder: Path) -> int:
+    return max((int(p.stem) for p in folder.glob("*.png") if p.stem.isdigit()), default=-1) + 1
+
+
+def _loaded(base: str, config: str | None, family: str | None, precision: str, device: torch.device) -> Family:
     where = {} if config is None else {"config": config}
     name = family or families.named_at(config or base)
     settings = families.validate_settings({"family": name, "path": base, **where})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return families.load_settings(settings, device=device, precision=resolve_precision(precision)[0])
 
 
@@ -141,6 +199,17 @@ def _check_options(task: str, *, mask: Path | None, strength: float | None, upsc
         problems.append("--upscale draws the whole picture over, --mask a part of it: give one of them.")
     if problems:
         raise InputError(problems)
+
+
+def _check_model(model: Family, task: str, *, image: Path | None, upscale: int, image_guidance: float | None) -> None:
+    if image_guidance is not None and (task != "edit" or image_guidance < 1):
+        raise InputError(f"--image-guidance {image_guidance}: it is for models that edit pictures, a number from 1 on.")
+    if task not in model.pipelines and model.task != "text":
+        raise InputError(f"the model is made to {DOES[model.task]}.")
+    for option, needed, asked in (("--image", task, image), ("--upscale", "image", upscale > 1)):
+        if asked and needed not in model.pipelines:
+            with_mask = " with --mask" if needed == "inpaint" else ""
+            raise InputError(f"{option}{with_mask}: the family {model.name} has no stock pipeline for it.")
 
 
 def _check_sizes(wanted: Sequence[Request], multiple: int) -> None:

@@ -1,11 +1,15 @@
-"""A small data set, and a recipe on the tiny model that trains in about a second."""
+"""A small data set, and a recipe on the tiny model that trains in about a second; and processes that work together."""
 
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.state import PartialState
 from PIL import Image
 
 from lorakit.families import sd
@@ -21,6 +25,28 @@ def write_pictures(folder: Path, count: int, *, first: int = 0) -> Path:
         Image.fromarray(noise).save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text(f"thing {i}")
     return folder
+
+
+def in_processes(count: int, action: Callable[[], object]) -> list[int]:
+    """How `count` processes end that do the same, with the environment of a launcher."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+
+    def run(rank: int) -> None:
+        if count > 1:
+            names = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+            PartialState._reset_state()  # it knows how many there were in the process that was forked
+        action()
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture

@@ -1,24 +1,21 @@
 """Captions by one process and two, killed and gone on with; with a writer that says what it was handed."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
 
 from lorakit import captioning
 from lorakit.captioning import validate_settings
 from lorakit.captioning.pictures import Picture, looked_at
 from lorakit.core.errors import InputError, StorageError
 from lorakit.verbs.caption import Captioned, caption
-from tests.verbs.conftest import write_pictures
+from tests.verbs.conftest import in_processes, write_pictures
 
 WRITERS = validate_settings({"template": "{name}"})
 
@@ -56,28 +53,6 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 def written(folder: Path) -> dict[str, str]:
     return {file.stem: file.read_text() for file in sorted(folder.glob("*.txt"))}
-
-
-def in_processes(count: int, action: Callable[[], object]) -> list[int]:
-    """How `count` processes end that do the same, with the environment of a launcher."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-
-    def run(rank: int) -> None:
-        if count > 1:
-            names = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
-            PartialState._reset_state()  # it knows how many there were in the process that was forked
-        action()
-
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
 
 
 def test_every_line_is_a_caption_and_bad_pictures_stop_nothing(photos: Path, use: Any) -> None:

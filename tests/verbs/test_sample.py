@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from lorakit.cli.main import main
-from lorakit.core.files import sha256_file
+from lorakit.core.files import make_folder, sha256_file
 from lorakit.export import write_adapter
 from lorakit.families import sd
 from lorakit.recipe import Recipe
+from lorakit.sampling import pictures
 from lorakit.verbs.train import train
 from tests.export.tiny import made
 from tests.families.single import single_file
+from tests.verbs.conftest import in_processes
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -213,3 +217,47 @@ def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["sample", str(sd.tiny().path), "--out", str(tmp_path / "o")])
     assert "give --prompt or --prompts" in capsys.readouterr().err
+
+
+def test_two_processes_draw_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    drawn, how = pictures.draw, ["--upscale", "2", "--strength", "0.5"]
+    how += [word for prompt in "aabba" for word in ("--prompt", prompt)]
+
+    def draw(pipeline: Any, wanted: Any, **rest: Any) -> Any:
+        (tmp_path / f"drawn-{wanted[0].seed}").write_text(os.environ.get("RANK", "alone"))
+        return drawn(pipeline, wanted, **rest)
+
+    monkeypatch.setattr("lorakit.verbs.sample.draw", draw)
+    for folder in ("one", "two"):
+        make_folder(tmp_path / folder)
+        (tmp_path / folder / "0003.png").touch()
+    sample(tmp_path / "one", *how)
+    alone = capfd.readouterr().out
+    assert in_processes(2, lambda: sample(tmp_path / "two", *how)) == [0, 0]
+    assert capfd.readouterr().out == alone.replace("one/", "two/") and alone.count(".png") == 5
+    assert [(tmp_path / f"drawn-{i}").read_text() for i in range(5)] == ["0", "1", "0", "1", "0"]
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["0003.png", "0004.png", "0005.png", "0006.png", "0007.png", "0008.png"]
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert len({(tmp_path / "one" / name).read_bytes() for name in files}) == 6
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_picture_that_fails_on_one_process_ends_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    drawn = pictures.draw
+
+    def draw(pipeline: Any, wanted: Any, **rest: Any) -> Any:
+        if wanted[0].prompt == "too large":
+            raise torch.OutOfMemoryError("no memory")
+        return drawn(pipeline, wanted, **rest)
+
+    monkeypatch.setattr("lorakit.verbs.sample.draw", draw)
+    asked = [word for prompt in ("a", "b", "c", "too large", "d") for word in ("--prompt", prompt)]
+    assert in_processes(2, lambda: sample(tmp_path / "out", *asked)) == [2, 2]
+    said = capfd.readouterr()
+    assert said.err.count("error: ") == 1 and "'too large'" in said.err and "--size" in said.err
+    assert "Traceback" not in said.err and said.out == ""
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png"]
