@@ -6,6 +6,7 @@ for any split), and state is saved by `checkpoint.py` (Accelerate's hooks unpick
 
 import atexit
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,10 @@ import torch
 
 from lorakit.core.errors import InputError
 from lorakit.core.processes import TIME_LIMIT, leave, rank
-from lorakit.training.sharding import refuse_engines
+from lorakit.training.engines import KEPT, without_engines
 from lorakit.training.trackers import Trackers, refuse_missing
+
+log = logging.getLogger("lorakit")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -63,7 +66,7 @@ class Runtime:
     """What Accelerate gives a run: a device, autocast, fp16's loss scaler (or None), trackers, given `config`.
 
     To be closed by `end`, or used as a context. Raises InputError where the launcher and Accelerate count processes
-    differently, and for a tracker that is not installed.
+    differently, for a tracker that is not installed, and for an engine that the launcher asks for and nobody starts.
     """
 
     def __init__(
@@ -80,17 +83,17 @@ class Runtime:
         from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
         refuse_missing(trackers)
-        refuse_engines()
         # one process may train several times, each time in another precision
         AcceleratorState._reset_state()
         try:
-            self._accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),  # without it each of several CPU processes would believe it is alone
-                mixed_precision={"fp32": "no"}.get(precision, precision),
-                # an environment variable would override a plain gradient_accumulation_steps=1
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=TIME_LIMIT)],
-            )
+            with without_engines() as zero_stage:
+                self._accelerator = Accelerator(
+                    cpu=not torch.cuda.is_available(),  # else each of several CPU processes would believe it is alone
+                    mixed_precision={"fp32": "no"}.get(precision, precision),
+                    # an environment variable would override a plain gradient_accumulation_steps=1
+                    gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                    kwargs_handlers=[InitProcessGroupKwargs(timeout=TIME_LIMIT)],
+                )
         except ValueError as error:  # its word for what the environment lacks
             raise InputError(f"Accelerate could not start: {error}. Start with `accelerate launch`.") from None
         atexit.register(leave)
@@ -100,6 +103,8 @@ class Runtime:
                 f"The launcher started {launched} processes, and Accelerate sees {self._accelerator.num_processes}: "
                 "on the CPU use `accelerate launch --multi_gpu --num_processes N -m lorakit train RECIPE`."
             )
+        if zero_stage and rank() == 0:
+            log.info(KEPT, zero_stage)
         self._closing = contextlib.ExitStack()
         if deterministic:
             self._closing.enter_context(reproducible())

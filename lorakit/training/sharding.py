@@ -9,32 +9,15 @@ it becomes plain data parallelism without a word, and it wants to own model and 
 import contextlib
 import inspect
 import logging
-import os
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import nn
 
-from lorakit.core.errors import InputError, LorakitError, LostProcess
+from lorakit.core.errors import LorakitError, LostProcess
 from lorakit.core.processes import rank, world
 
 log = logging.getLogger("lorakit")
-
-# what a launcher asks Accelerate for by the environment, and we would do nothing of
-_ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP: use a configuration without it. run.shard = true shares out the frozen model (FSDP2)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, which is untried here: use a configuration without it. run.shard = true "
-    "shares out the model as ZeRO-3 does, and adapters leave ZeRO-2 little to save",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which is not for these models: use a configuration without it",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "other ways of parallelism: use a configuration without them",
-}
-
-
-def refuse_engines() -> None:
-    """Raises InputError where the launcher asks for an engine that would be passed over in silence."""
-    asked = [what for name, what in _ENGINES.items() if os.environ.get(name, "false").lower() in ("1", "true", "yes")]
-    if asked:
-        raise InputError([f"The launcher asks for {what}. Ready ones: recipes/accelerate/." for what in asked])
 
 
 def problems(settings: Mapping[str, bool]) -> list[str]:

@@ -29,6 +29,7 @@ from lorakit.export.files import DTYPES, read_file
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.dry import DryReport, dry_step
+from lorakit.training.engines import zero_stage
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import Interrupt, watched
 from lorakit.training.keeper import Keeper
@@ -215,9 +216,12 @@ def _loop(
 
 
 def _started(recipe: Recipe, output: Path) -> tuple[Recipe, Runtime]:
-    """Joins the other processes; the recipe then names the precision that "auto" stands for."""
+    """Joins the other processes; the recipe then names the precision that "auto" stands for, and says whether the model
+    is shared out, for which a launcher may ask too."""
     precision, reason = resolve_precision(recipe.run.precision)
-    recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and zero_stage() == 3
+    settled = {"precision": precision, "shard": recipe.run.shard or launched}
+    recipe = replace(recipe, run=recipe.run.model_copy(update=settled))
     runtime = Runtime(
         precision,
         trackers=list(recipe.run.trackers),

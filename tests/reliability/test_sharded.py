@@ -83,6 +83,21 @@ def pictures(run: Path) -> list[torch.Tensor]:
     return [torch.from_numpy(np.array(Image.open(file))).int() for file in files]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_launcher_may_ask_for_it_by_a_stage_of_zero(
+    server: Server, place: Callable[..., Path], sharded: Path, stage: int
+) -> None:
+    recipe = place(f"zero-{stage}", "run.batch_size=2")
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    run = server.run("train", recipe, ranks=2, env=asked)
+    assert set(run.codes) == {0} and run.output().count(f"ZeRO-{stage}") == 1, run.output()
+    assert ("lies in 2 parts" in run.output()) == (stage == 3)
+    if stage == 3:
+        assert differences(sharded, recipe.with_suffix("")) == []
+    else:
+        assert_agree(sharded, recipe.with_suffix(""))
+
+
 def test_killed_and_gone_on_with_it_ends_with_the_same_bits(
     server: Server, place: Callable[..., Path], sharded: Path
 ) -> None:

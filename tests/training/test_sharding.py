@@ -1,24 +1,10 @@
-"""What a launch may not ask for. That a shared-out model trains as a whole one: tests/reliability/test_sharded.py."""
-
-from pathlib import Path
+"""What does not go with a model that is shared out. That it trains as a whole: tests/reliability/test_sharded.py."""
 
 import pytest
 import torch
 
 from lorakit.core.errors import InputError, LostProcess
-from lorakit.training.processes import Runtime
 from lorakit.training.sharding import jointly, problems
-
-
-@pytest.mark.parametrize(("engine", "what"), [("FSDP", "run.shard"), ("DEEPSPEED", "untried"), ("MEGATRON_LM", "Mega")])
-def test_an_engine_that_would_be_passed_over_is_refused(
-    engine: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(InputError, match=what):
-        Runtime("fp32", folder=tmp_path)
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "false")
-    Runtime("fp32", folder=tmp_path)
 
 
 def test_one_process_has_nobody_to_share_with() -> None:
