@@ -27,6 +27,8 @@ import torch
 from lorakit.core.quiet import quiet_libraries
 
 quiet_libraries()
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels can be read by its interpreter then, where there is triton
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 hypothesis.settings.register_profile("lorakit", deadline=None, derandomize=True, database=None, max_examples=60)

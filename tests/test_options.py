@@ -141,6 +141,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "model.vae_tiling": (["data.buckets={resolution=96, max_upscale=4}"], "model.vae_tiling=64"),
     "model.dtype": "model.dtype=bf16",
     "model.quantize": "model.quantize=int8",
+    "model.compute": "model.compute=int8",
     "model.max_sequence_length": "model.max_sequence_length=7",
     "model.guidance": "model.guidance=3.5",
     "model.caption_chunks": "model.caption_chunks=2",

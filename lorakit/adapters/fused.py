@@ -3,13 +3,13 @@
 peft computes the same as six operations: the base's output, the adapter's, that times s and the sum are each a tensor
 of the output's size. Here there is one of them, forward and backward. Where there are more rows than W has inputs
 (outputs, on the way back), W + s · B A is made first, which is cheaper than going through the adapter with each row;
-only in fp32 and fp64, since a small change would be lost in bf16's rounding of W. Not here: convolutions, dropout, DoRA
-and several adapters at once, which stay peft's.
+only in fp32 and fp64, since a small change would be lost in bf16's rounding of W. A base that multiplies in its own way
+adds the adapter's product too. Not here: convolutions, dropout, DoRA and several adapters at once, which stay peft's.
 """
 
 from collections import Counter
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorakit.adapters.state import adapter_layers
+
+LowRank = tuple[Tensor, Tensor, float]
+
+
+class Products(Protocol):
+    """What a base has as `products` that multiplies in its own way: rows Wᵀ + b, and the gradient of rows, each with
+    factor · left right added, where `low` = (left, right, factor) is given."""
+
+    def times(self, rows: Tensor, *, low: LowRank | None = None) -> Tensor: ...
+
+    def times_back(self, gradient: Tensor, *, low: LowRank | None = None) -> Tensor: ...
 
 
 def fuse(module: nn.Module) -> Counter[str]:
@@ -71,14 +82,21 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: nn.Linear, scale: float) -> Tensor:
         rows, a, b = x.reshape(-1, x.shape[-1]), first.to(x.dtype), second.to(x.dtype)
-        weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
-        if _folds(rows, base.in_features):
-            y, inner = F.linear(rows, torch.addmm(weight, b, a, alpha=scale), bias), None
+        products: Products | None = getattr(base, "products", None)
+        inner = None
+        if products:
+            inner = rows @ a.t()
+            y = products.times(rows, low=(inner, b.t(), scale))
         else:
-            y, inner = F.linear(rows, weight, bias), rows @ a.t()
-            y.addmm_(inner, b.t(), alpha=scale)
+            weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
+            if _folds(rows, base.in_features):
+                y = F.linear(rows, torch.addmm(weight, b, a, alpha=scale), bias)
+            else:
+                y, inner = F.linear(rows, weight, bias), rows @ a.t()
+                y.addmm_(inner, b.t(), alpha=scale)
         ctx.save_for_backward(rows, inner, a, b)
-        ctx.base, ctx.scale, ctx.shape, ctx.dtypes = base, scale, x.shape, (first.dtype, second.dtype)
+        ctx.base, ctx.products, ctx.scale, ctx.shape = base, products, scale, x.shape
+        ctx.dtypes = first.dtype, second.dtype
         return y.view(*x.shape[:-1], base.out_features)
 
     @staticmethod
@@ -92,11 +110,12 @@ class _LowRank(torch.autograd.Function):
         of_second = (of_y.t() @ inner).mul_(ctx.scale).to(ctx.dtypes[1])
         of_x = None
         if ctx.needs_input_grad[0]:  # not before the first adapter
-            weight = ctx.base.weight.to(of_y.dtype)
-            if _folds(of_y, ctx.base.out_features):
-                of_x = of_y @ torch.addmm(weight, b, a, alpha=ctx.scale)
+            if ctx.products:
+                of_x = ctx.products.times_back(of_y, low=(of_inner, a, 1.0))
+            elif _folds(of_y, ctx.base.out_features):
+                of_x = of_y @ torch.addmm(ctx.base.weight.to(of_y.dtype), b, a, alpha=ctx.scale)
             else:
-                of_x = (of_y @ weight).addmm_(of_inner, a)
+                of_x = (of_y @ ctx.base.weight.to(of_y.dtype)).addmm_(of_inner, a)
             of_x = of_x.view(ctx.shape)
         return of_x, of_first, of_second, None, None
 

@@ -27,6 +27,8 @@ SHARED = frozenset(  # files here that are no family
         "base",
         "source",
         "quantized",
+        "eightbit",
+        "kernels",
         "folders",
         "emphasis",
         "clip",

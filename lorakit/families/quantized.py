@@ -2,7 +2,8 @@
 
 int8 and fp8 (E4M3) hold each row divided by a scale of its own; nf4 (Dettmers et al., arXiv:2305.14314) is made by
 bitsandbytes, with a scale for each 64 numbers. Weights are unpacked for a product and forgotten, in the backward pass
-once more, so that only the small ones stay in memory. An adapter beside such a layer trains as beside any other.
+once more, so that only the small ones stay in memory. An adapter beside such a layer trains as beside any other. What
+multiplies in 8 bits is eightbit.py.
 """
 
 import functools
@@ -21,11 +22,16 @@ def quantize(module: nn.Module, kind: Kind) -> None:
     """Replaces the linear layers in the repeated blocks of a frozen `module`; embeddings, convolutions and what stands
     before and behind the blocks stay as they are, few weights that much depends on.
     """
-    for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
-        for parent in blocks.modules():
-            for name, layer in parent.named_children():
-                if type(layer) is nn.Linear:
-                    setattr(parent, name, QuantizedLinear(layer, kind))
+    for parent, name in linear_layers(module):
+        setattr(parent, name, QuantizedLinear(getattr(parent, name), kind))
+
+
+def linear_layers(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The linear layers in the repeated blocks of `module` that hold full weights: what each is a child of, and its
+    name there."""
+    blocks = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    parents = {parent: None for block in blocks for parent in block.modules()}  # blocks may be within blocks
+    return [(parent, name) for parent in parents for name, at in parent.named_children() if type(at) is nn.Linear]
 
 
 class QuantizedLinear(nn.Linear):

@@ -1,6 +1,7 @@
 """Where a model's parts come from, and how they are read: the settings that all families have, and what they do.
 
-What is in a folder, and what is wrong with one, is found in folders.py; small weights are made in quantized.py.
+What is in a folder, and what is wrong with one, is found in folders.py; small weights are made in quantized.py, and
+multiplied as they are in eightbit.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorakit.core import settings as core_settings
 from lorakit.core.errors import InputError
@@ -21,6 +22,7 @@ SINGLE = ".safetensors"
 # how the keys of a single file begin, of its VAE and of its text encoders; others are the backbone's
 _VAE, _TEXT = ("first_stage_model.", "vae."), ("cond_stage_model.", "conditioner.", "text_encoders.")
 _T5 = ".t5xxl."
+_BACKBONES = ("unet", "transformer")
 
 
 class Settings(core_settings.Settings):
@@ -47,6 +49,19 @@ class Settings(core_settings.Settings):
     quantize: Literal["nf4", "int8", "fp8"] | None = None
     """Keep the frozen linear layers of the backbone's and the text encoders' blocks in 4 or 8 bits. They multiply in
     run.precision, and what is exported changes the full weights."""
+    compute: Literal["int8", "fp8"] | None = None
+    """Multiply in 8 bits with the frozen linear layers of the backbone's blocks, forward and on the way back, and keep
+    them so: int8 on GPUs from Ampere on, fp8 from Ada on. Adapters stay in run.precision, and what is exported changes
+    the full weights. Without a GPU it is there to be tried."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Settings":
+        if self.compute and self.quantize not in (None, self.compute):
+            raise ValueError(
+                f'compute = "{self.compute}" keeps the backbone\'s weights in {self.compute} too, and quantize = '
+                f'"{self.quantize}" would have them otherwise: give both the same, or leave quantize out.'
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,10 @@ class Source:
             vae.tile(found["vae"], tiling)
         for name, module in found.items():
             module.requires_grad_(False).eval()
+            if name in _BACKBONES and self._said("compute"):
+                from lorakit.families.eightbit import compute_in
+
+                compute_in(module, self._said("compute"))
             if name != "vae" and self._said("quantize"):
                 from lorakit.families.quantized import quantize
 
@@ -138,7 +157,7 @@ class Source:
         """Those components that are in the single `file`: of many models it is the backbone alone."""
         keys = folders.keys(file)
         if not any(key.startswith(_VAE) for key in keys):
-            name = next(name for name in kinds if name in ("unet", "transformer"))
+            name = next(name for name in kinds if name in _BACKBONES)
             return {name: folders.load_from_file(kinds[name], file, self.folder / name, dtype)}
         text = any(key.startswith(_TEXT) for key in keys)
         t5 = any(_T5 in key for key in keys)
@@ -181,6 +200,10 @@ def _found(
     settings: Settings, parts: Parts, pipelines: Sequence[str], optional: Parts | None, *, weights: bool
 ) -> Source:
     problems = []
+    if settings.compute is not None:
+        from lorakit.families import eightbit
+
+        problems += eightbit.problems(settings.compute)
     file = Path(settings.path).expanduser()
     single = file.suffix == SINGLE and file.is_file()
     if single and settings.config is None:

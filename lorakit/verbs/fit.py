@@ -72,7 +72,7 @@ def _rungs(recipe: Recipe, *, gpu: bool, numbers_stay: bool) -> Iterator[tuple[R
     if gpu and not run.compile and not run.shard:
         steps += [("run", {"offload": share}) for share in (0.5, 1.0) if share > (run.offload or 0)]
         steps += [("run", {"offload_activations": True})] if not run.offload_activations else []
-    if recipe.model.quantize is None and not numbers_stay and not run.shard:
+    if recipe.model.quantize is recipe.model.compute is None and not numbers_stay and not run.shard:
         steps += [("model", {"quantize": kind}) for kind in ("int8", "nf4")]
     for section, changes in steps:
         recipe = replace(recipe, **{section: getattr(recipe, section).model_copy(update=changes)})

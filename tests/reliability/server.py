@@ -37,7 +37,7 @@ def imports() -> str:
     names = ["accelerate", "transformers", "peft.tuners.lora.bnb", "torch.distributed", "numpy.ma", "tomli_w"]
     names += [module.name for module in pkgutil.walk_packages(lorakit.__path__, "lorakit.")]
     for name in names:
-        if not name.endswith("__main__"):
+        if not name.endswith(("__main__", ".kernels")):  # which need Triton
             importlib.import_module(name)
     from PIL import Image
 

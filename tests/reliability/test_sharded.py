@@ -139,7 +139,7 @@ def test_a_lost_process_ends_the_other_with_a_message(server: Server, place: Cal
 
 
 def test_what_does_not_go_with_it_is_refused_at_once(server: Server, place: Callable[..., Path]) -> None:
-    recipe = place("refused", "run.shard=true", "run.compile=true", "model.quantize=int8")
+    recipe = place("refused", "run.shard=true", "run.compile=true", "model.quantize=int8", "model.compute=int8")
     run = server.run("train", recipe, ranks=2)
     assert run.codes == [2, 2] and run.output(1).count("error: ") == 0
-    assert "run.compile" in run.output(0) and "model.quantize" in run.output(0)
+    assert all(f"{key} do not" in run.output(0) for key in ("run.compile", "model.quantize", "model.compute"))

@@ -42,6 +42,13 @@ def test_rungs_go_from_what_changes_nothing_to_what_costs_most(make_recipe: Make
         tried(make_recipe("other"), enough=2, gpu=False)
 
 
+def test_weights_that_are_multiplied_in_8_bits_stay_so(make_recipe: Make) -> None:
+    recipe = make_recipe("run", "run.fit=auto", "model.compute=int8")
+    assert len(tried(recipe, enough=3, gpu=False)[1]) == 3
+    with pytest.raises(InputError, match="nothing left"):
+        tried(recipe, enough=4, gpu=False)
+
+
 def test_a_resume_changes_no_number(make_recipe: Make) -> None:
     seen: list[Recipe] = []
     with pytest.raises(InputError):

@@ -19,6 +19,8 @@ LEVERS = {
     "run.channels_last=true": 1e-5,
     "run.attention=math": 1e-5,
     "run.precision=bf16": 2e-2,
+    "model.compute=int8": 1e-2,
+    "model.compute=fp8": 1e-2,
 }
 
 

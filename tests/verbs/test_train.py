@@ -155,7 +155,15 @@ MORE_RANDOM = [
 ]
 
 
-@pytest.mark.parametrize("extra", [[], MORE_RANDOM])
+IN_EIGHT_BITS = [
+    "model.compute=fp8",
+    "model.quantize=fp8",
+    "run.gradient_checkpointing=true",
+    "adapter.text_encoder.rank=2",
+]
+
+
+@pytest.mark.parametrize("extra", [[], MORE_RANDOM, IN_EIGHT_BITS])
 def test_a_stopped_run_goes_on_bit_for_bit(
     make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: list[str]
 ) -> None:
