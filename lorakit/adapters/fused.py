@@ -8,6 +8,7 @@ adds the adapter's product too. Not here: convolutions, dropout, DoRA and severa
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any, Protocol
 
@@ -36,14 +37,58 @@ def fuse(module: nn.Module) -> Counter[str]:
     The layers stay peft's, with their names and weights. What changes later (a second adapter, switching off, merging)
     is met layer by layer, by peft's own forward.
     """
-    left: Counter[str] = Counter()
-    for _, layer in adapter_layers(module):
-        reason = _reason(layer)
-        if reason is None:
-            layer.forward = MethodType(_forward, layer)
-        else:
-            left[reason] += 1
-    return left
+    reasons = {layer: _reason(layer) for _, layer in adapter_layers(module)}
+    fused = [layer for layer, reason in reasons.items() if reason is None]
+    rounded = Rounded(fused)
+    for layer in fused:
+        layer.rounded = rounded
+        layer.forward = MethodType(_forward, layer)
+    return Counter(reason for reason in reasons.values() if reason is not None)
+
+
+class Rounded:
+    """The weights of the adapters beside `layers` in the precision that is computed in: all rounded together, once for
+    each change of one of them, instead of each in each forward.
+
+    A change shows in a weight's `_version`. Who writes through `.data`, or by a kernel that autograd does not see, says
+    so with torch.autograd.graph.increment_version.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = layers
+        self._copies: dict[int, _Copy] = {}
+
+    def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`weight`, which is one of the layers', in `dtype`."""
+        if weight.dtype == dtype:
+            return weight
+        copy = self._copies.get(id(weight))
+        if copy is None or not copy.holds(weight, dtype):
+            self._renew(dtype)
+            copy = self._copies[id(weight)]
+        return copy.tensor
+
+    @torch.no_grad()
+    def _renew(self, dtype: torch.dtype) -> None:
+        weights = [p.weight for layer in self._layers for parts in (layer.lora_A, layer.lora_B) for p in parts.values()]
+        # parameters: weights, to whoever looks at what is kept for the backward pass
+        tensors: list[Tensor] = [
+            nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False) for weight in weights
+        ]
+        torch._foreach_copy_(tensors, weights)
+        self._copies = {id(weight): _Copy(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True)}
+
+
+class _Copy:
+    """`tensor`, made of the `weight` as it is now."""
+
+    def __init__(self, weight: Tensor, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._weight, self._version, self._address = weight, weight._version, weight.data_ptr()
+
+    def holds(self, weight: Tensor, dtype: torch.dtype) -> bool:
+        same = self._weight is weight and self._version == weight._version and self._address == weight.data_ptr()
+        return same and self.tensor.dtype == dtype
 
 
 def _reason(layer: Any) -> str | None:
@@ -71,7 +116,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         first, second = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         if torch.is_autocast_enabled(kind) or first.dtype == dtype:
-            return _LowRank.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]])
+            return _LowRank.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]], layer.rounded)
     return type(layer).forward(layer, x, *args, **kwargs)
 
 
@@ -80,8 +125,10 @@ class _LowRank(torch.autograd.Function):
     it may keep packed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: nn.Linear, scale: float) -> Tensor:
-        rows, a, b = x.reshape(-1, x.shape[-1]), first.to(x.dtype), second.to(x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: nn.Linear, scale: float, rounded: Rounded
+    ) -> Tensor:
+        rows, a, b = x.reshape(-1, x.shape[-1]), rounded(first, x.dtype), rounded(second, x.dtype)
         products: Products | None = getattr(base, "products", None)
         inner = None
         if products:
@@ -117,7 +164,7 @@ class _LowRank(torch.autograd.Function):
             else:
                 of_x = (of_y @ ctx.base.weight.to(of_y.dtype)).addmm_(of_inner, a)
             of_x = of_x.view(ctx.shape)
-        return of_x, of_first, of_second, None, None
+        return of_x, of_first, of_second, None, None, None
 
 
 def _folds(rows: Tensor, features: int) -> bool:

@@ -118,8 +118,9 @@ def inject(module: nn.Module, settings: Settings | PartSettings, *, targets: Seq
         if name not in plan:
             continue
         first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        first.data.copy_(_uniform(first.shape, seed=seed, name=name))
-        second.data.zero_()
+        with torch.no_grad():
+            first.copy_(_uniform(first.shape, seed=seed, name=name))
+            second.zero_()
 
 
 def weight_count(shapes: Mapping[str, tuple[int, ...]], part: Settings | PartSettings, targets: Sequence[str]) -> int:

@@ -186,8 +186,8 @@ def load_adapter_state(
         adapter = inject_layers(module, plan, name=name)
         for path, layer in adapter_layers(module):
             if path in plan:
-                layer.lora_A[adapter].weight.data.copy_(state.tensors[f"{component}.{path}{FIRST}"])
-                layer.lora_B[adapter].weight.data.copy_(state.tensors[f"{component}.{path}{SECOND}"])
+                parts = {FIRST: layer.lora_A[adapter].weight, SECOND: layer.lora_B[adapter].weight}
+                _copy_into(parts, {part: state.tensors[f"{component}.{path}{part}"] for part in parts})
 
 
 def copy_adapter_state(components: Mapping[str, nn.Module], state: AdapterState) -> None:

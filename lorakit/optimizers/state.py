@@ -130,6 +130,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
     good = _finite([torch.cat([p.grad.reshape(-1) for p in parameters.values() if p.grad is not None])], good)
 
     optimizer.step()
+    torch.autograd.graph.increment_version(list(parameters.values()))  # most kernels write unseen by autograd
 
     now = {dtype: _flat(found) for dtype, found in on_device.items()}
     # the rest is what the step made, and what has changed on the host: some settings are infinite (a growth rate)

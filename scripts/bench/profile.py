@@ -6,7 +6,7 @@ Parts are measured inside a real `lorakit train`, in CPU seconds of all processe
 a synchronisation around each part, which a training has not. The frozen model's forward is measured once more by
 itself: what the training's forward takes beyond it are the adapters, the loss and the recording for the way back.
 Arithmetic is what a step needs at least, the frozen forward and as much again on the way back, and set against a large
-matrix product measured in the same process.
+matrix product measured in the same process. Casts are what torch's profiler counts in a further step.
 """
 
 import argparse
@@ -26,6 +26,7 @@ if __name__ == "__main__":  # this folder holds a profile.py, which is not the s
 from bench.train import WARM, Enough, clock, written
 
 SIDE = 2048  # of the matrices of the ceiling
+CASTS = {"aten::_to_copy": "of a tensor", "aten::_foreach_copy_": "of many at once"}
 
 
 def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
@@ -75,6 +76,8 @@ def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], 
 
 def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
     """Median seconds of each part of a step, and of the whole; the operations that a step needs, and the ceiling."""
+    from torch.profiler import profile
+
     import lorakit.training.step as step
     import lorakit.verbs.train as verb
 
@@ -84,15 +87,16 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
 
     def measured(trainee: Any, plans: Iterator[Any], **rest: Any) -> Any:
         def watched() -> Iterator[Any]:
-            following, plan = timed(lambda: next(plans), taken["data"]), None
+            following = timed(lambda: next(plans), taken["data"])
             for _ in range(steps + WARM):
                 started = clock()
-                plan = following()
-                yield plan
+                yield following()
                 taken["step"].append(clock() - started)
-            assert plan is not None
+            with profile() as profiled:
+                yield (plan := next(plans))
+            casts = {event.key: event.count for event in profiled.key_averages() if event.key in CASTS}
             base, operations = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
-            found.update(base=statistics.median(base), operations=2 * operations)
+            found.update(base=statistics.median(base), operations=2 * operations, casts=casts)
             found["ceiling"] = ceiling(trainee.family.dtype, trainee.device)
             raise Enough
 
@@ -120,6 +124,7 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
         "step": whole,
         "operations": found["operations"],
         "ceiling": found["ceiling"],
+        "casts": found["casts"],
     }
 
 
@@ -138,15 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as folder:
-        said = ["run.check_model=false", f"run.steps={args.steps + WARM + 1}", *args.set]
+        said = ["run.check_model=false", f"run.steps={args.steps + WARM + 2}", *args.set]
         found = parts(load_recipe(written(args, Path(folder), "profile"), overrides=said), steps=args.steps)
     operations, most, whole = found["operations"], found["ceiling"], found["step"]
-    for name, seconds in list(found.items())[:-2]:
+    for name, seconds in list(found.items())[:-3]:
         print(f"| {name} | {1000 * seconds:.1f} ms | {100 * seconds / whole:.1f} % |")
     print(
         f"{operations / 1e9:.1f} G operations a step, {operations / whole / 1e9:.1f} G a second: "
         f"{100 * operations / whole / most:.0f} % of the {most / 1e9:.1f} G of a matrix product of {SIDE}³"
     )
+    print("casts in a step: " + ", ".join(f"{found['casts'].get(key, 0)} {words}" for key, words in CASTS.items()))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,13 +1,26 @@
 """The fused path computes what peft computes, forward and backward, and leaves alone what it does not know."""
 
 import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.adapters.fused import fuse
-from lorakit.adapters.state import LayerPlan, adapter_layers, adapters_disabled, inject_layers
+from lorakit.adapters.state import (
+    LayerPlan,
+    adapter_layers,
+    adapter_state,
+    adapters_disabled,
+    copy_adapter_state,
+    inject_layers,
+    replaced,
+    trainable_parameters,
+)
 
 IN, OUT, RANK = 6, 10, 3
 ROWS = {"few rows": 4, "more than inputs": 8, "more than outputs": 24}
@@ -80,6 +93,88 @@ def test_under_autocast_it_computes_in_bf16_and_gives_gradients_in_fp32() -> Non
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+class Casts(TorchDispatchMode):
+    """Counts what changes numbers' precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten._foreach_copy_, torch.ops.aten.copy_):
+            self.counted[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def learning(model: nn.Module) -> list[Tensor]:
+    return list(trainable_parameters({"m": model}).values())
+
+
+def in_bf16(layers: int = 2) -> nn.Module:
+    """Layers in a row, of which each has an adapter, to be computed under autocast."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(IN, IN) for _ in range(layers))).bfloat16()
+    inject_layers(model, {str(i): LayerPlan(rank=RANK, alpha=2.0) for i in range(layers)})
+    for weight in learning(model):
+        nn.init.normal_(weight)
+    fuse(model)
+    return model.train()
+
+
+def said(model: nn.Module) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y: Tensor = model(torch.ones(4, IN, dtype=torch.bfloat16))
+    return y
+
+
+def test_weights_are_rounded_together_and_once_for_each_change() -> None:
+    model = in_bf16()
+    weights = learning(model)
+    for change in (1, 2):
+        with Casts() as casts:
+            said(model), said(model)
+        assert casts.counted == {"_foreach_copy_": 1}, change
+        with Casts() as casts:
+            said(model).sum().backward()
+        assert casts.counted == {"_to_copy": len(weights)}, "each gradient, to fp32"
+        with torch.no_grad():
+            weights[-1].mul_(2)
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "a copy": lambda model: copy_adapter_state({"m": model}, adapter_state({"m": in_bf16()})),
+    "all at once": lambda model: torch._foreach_mul_([p.detach() for p in learning(model)], 3),
+    "another place": lambda model: [setattr(p, "data", 3 * p) for p in learning(model)],
+    "another precision": lambda model: [
+        setattr(p, "data", 3 * p.half()) for p in model.parameters() if p.requires_grad
+    ],
+    "other weights": lambda model: setattr(model[0].lora_B["default"], "weight", nn.Parameter(torch.zeros(IN, RANK))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_rounded_is_never_stale(change: Callable[[nn.Module], object]) -> None:
+    model = in_bf16()
+    for weight in learning(model):
+        nn.init.ones_(weight)
+    before = said(model)
+    change(model)
+    fresh = copy.deepcopy(model)
+    fuse(fresh)
+    assert torch.equal(said(model), said(fresh)) and not torch.equal(said(model), before)
+
+
+def test_weights_that_are_put_in_place_for_a_while_count_for_a_while() -> None:
+    model = in_bf16()
+    parameters = trainable_parameters({"m": model})
+    before = said(model)
+    with replaced(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}):
+        with adapters_disabled({"m": model}):
+            bare = said(model)
+        assert torch.equal(said(model), bare)
+    assert torch.equal(said(model), before) and not torch.equal(before, bare)
 
 
 def test_nothing_is_computed_for_an_input_that_learns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

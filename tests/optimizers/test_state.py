@@ -125,6 +125,15 @@ def test_a_guarded_step_is_the_optimizers_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_guarded_step_shows_in_the_versions_of_the_weights(kind: str) -> None:
+    """Copies in another precision are made anew by it (adapters/fused.py)."""
+    trained = made(kind)
+    before = {name: p._version for name, p in trained.parameters.items()}
+    trained.step(0)
+    assert all(p._version > before[name] for name, p in trained.parameters.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_bad_gradient_leaves_nothing_behind(kind: str, first: bool, bad: float) -> None:
