@@ -83,6 +83,21 @@ def pictures(run: Path) -> list[torch.Tensor]:
     return [torch.from_numpy(np.array(Image.open(file))).int() for file in files]
 
 
+def test_text_encoders_that_learn_beside_it_stay_whole(server: Server, place: Callable[..., Path]) -> None:
+    how = ("run.steps=3", "adapter.text_encoder={rank=2, lr=0.02}", "run.validate_training=0")
+    one, two = (
+        place("texts-alone", "run.batch_size=4", *how),
+        place("texts", "run.batch_size=2", "run.shard=true", *how),
+    )
+    assert server.run("train", one).codes == [0]
+    run = server.run("train", two, ranks=2)
+    assert set(run.codes) == {0} and "lies in 2 parts" in run.output(), run.output()
+    assert_agree(one.with_suffix(""), two.with_suffix(""))
+    weights = [next(line["weights"] for line in run.trace(rank) if line["event"] == "finish") for rank in (0, 1)]
+    assert weights[0] == weights[1] and any(name.startswith("text_encoder.") for name in weights[0])
+    assert {"lr", "lr_text_encoder"} < lines(two.with_suffix(""), "metrics.jsonl")[0].keys()
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_launcher_may_ask_for_it_by_a_stage_of_zero(
     server: Server, place: Callable[..., Path], sharded: Path, stage: int
