@@ -37,24 +37,24 @@ def linear_layers(module: nn.Module) -> list[tuple[nn.Module, str]]:
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer with packed weights."""
 
-    packed: Tensor
-    scales: Tensor
+    packed: nn.Parameter
+    scales: nn.Parameter
     like: Tensor
 
     def __init__(self, layer: nn.Linear, kind: Kind) -> None:
         nn.Module.__init__(self)  # there are no weights to be drawn
         self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
         packed, scales = _packed(layer.weight.detach(), kind)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scales", scales)
+        # no buffers: so they are shared out over processes as other weights are
+        self.packed, self.scales = nn.Parameter(packed, False), nn.Parameter(scales, False)
         self.register_buffer("like", layer.weight.new_empty(0), persistent=False)  # goes along with `.to(dtype)`
         self.bias = layer.bias
         self.train(layer.training)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scales = self.scales
+        scales = self.scales.data
         super()._apply(fn, recurse)
-        self.scales = scales.to(self.packed.device)  # in fp32, whatever the layer computes in
+        self.scales.data = scales.to(self.packed.device)  # in fp32, whatever the layer computes in
         return self
 
     @property

@@ -25,7 +25,6 @@ def unsuited(recipe: Recipe, model: Description) -> list[str]:
 def _unshareable(recipe: Recipe) -> list[str]:
     """Why `run.shard` cannot be kept, if it is asked for."""
     others = {
-        "model.quantize": recipe.model.quantize is not None,
         "model.compute": recipe.model.compute is not None,
         **{f"run.{key}": bool(getattr(recipe.run, key)) for key in _WHOLE},
         # more forwards for some batches than for others, and all processes must make equally many

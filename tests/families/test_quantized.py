@@ -98,7 +98,7 @@ def test_what_is_kept_for_the_backward_pass_is_no_weight(pair: tuple[Blocks, Blo
     x = torch.ones(2, 96, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
         small.blocks[0][0](x)
-    own = {buffer.data_ptr() for buffer in small.buffers()}
+    own = {parameter.data_ptr() for parameter in small.parameters()}
     assert kept and all(tensor.data_ptr() in own for tensor in kept), "but for the packed ones, which are there anyway"
 
 

@@ -98,6 +98,18 @@ def test_text_encoders_that_learn_beside_it_stay_whole(server: Server, place: Ca
     assert {"lr", "lr_text_encoder"} < lines(two.with_suffix(""), "metrics.jsonl")[0].keys()
 
 
+def test_small_weights_are_shared_out_as_they_are(server: Server, place: Callable[..., Path]) -> None:
+    how = ("run.steps=3", "model.quantize=nf4", "run.validate_training=0", "sample.prompts=[]")
+    one, two = (
+        place("small-alone", "run.batch_size=4", *how),
+        place("small", "run.batch_size=2", "run.shard=true", *how),
+    )
+    assert server.run("train", one).codes == [0]
+    run = server.run("train", two, ranks=2)
+    assert set(run.codes) == {0} and "lies in 2 parts" in run.output(), run.output()
+    assert_agree(one.with_suffix(""), two.with_suffix(""))
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_launcher_may_ask_for_it_by_a_stage_of_zero(
     server: Server, place: Callable[..., Path], sharded: Path, stage: int
@@ -154,7 +166,7 @@ def test_a_lost_process_ends_the_other_with_a_message(server: Server, place: Cal
 
 
 def test_what_does_not_go_with_it_is_refused_at_once(server: Server, place: Callable[..., Path]) -> None:
-    recipe = place("refused", "run.shard=true", "run.compile=true", "model.quantize=int8", "model.compute=int8")
+    recipe = place("refused", "run.shard=true", "run.compile=true", "model.compute=int8")
     run = server.run("train", recipe, ranks=2)
     assert run.codes == [2, 2] and run.output(1).count("error: ") == 0
-    assert all(f"{key} do not" in run.output(0) for key in ("run.compile", "model.quantize", "model.compute"))
+    assert all(f"{key} do not" in run.output(0) for key in ("run.compile", "model.compute"))
