@@ -115,13 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="lorakit-memory-") as temporary:
-        folder, side = Path(temporary), shapes.SHAPES[args.shape].side
-        base, photos = shapes.base(args.shape, folder), shapes.photos(folder, side=side, count=args.batch)
+        folder = Path(temporary)
 
         def fresh(i: int) -> str:
-            file = folder / f"run{i}.toml"
-            cache = folder / "cache"
-            return str(shapes.recipe(file, base=base, photos=photos, cache=cache, side=side, batch=args.batch))
+            file, cache = folder / f"run{i}.toml", folder / "cache"
+            made = shapes.recipe(args.shape, file, bases=folder, cache=cache, count=args.batch, batch=args.batch)
+            return str(made)
 
         if "settings" in args.what:
             print("| settings | resident before | at its highest | a micro step |\n| --- | --- | --- | --- |")

@@ -23,11 +23,28 @@ def cpu_seconds() -> float:
     return own + ended.children_user + ended.children_system + running
 
 
-def peak_bytes() -> int:
-    """The most memory that this process had: of the GPU where there is one, else resident."""
+def gpu_counts() -> bool:
+    """Whether a GPU works here, so that the clock's seconds count and its memory."""
     import torch
 
-    if torch.cuda.is_available():
+    return torch.cuda.is_available()
+
+
+def clock() -> float:
+    """Seconds that count: of the CPU, or the clock's when the GPU has done its work."""
+    if not gpu_counts():
+        return cpu_seconds()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had: of the GPU where there is one, else resident."""
+    if gpu_counts():
+        import torch
+
         return torch.cuda.max_memory_allocated()
     # not getrusage's: that one remembers what the parent had when it forked
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

@@ -5,8 +5,12 @@
 Parts are measured inside a real `lorakit train`, in CPU seconds of all processes; on a GPU in the clock's seconds, with
 a synchronisation around each part, which a training has not. The frozen model's forward is measured once more by
 itself: what the training's forward takes beyond it are the adapters, the loss and the recording for the way back.
-Arithmetic is what a step needs at least, the frozen forward and as much again on the way back, and set against a large
-matrix product measured in the same process. Casts are what torch's profiler counts in a further step.
+Casts are what torch's profiler counts in a further step.
+
+Operations are those that a step needs, whatever it does: of the products with frozen weights and the convolutions one
+forward and one on the way back, for the gradient of what went in (a frozen weight has none); of attention's two
+products four on the way back. Not counted are adapters, the update, everything elementwise, and what is computed again
+or unpacked to save memory. They are set against a large matrix product measured in the same process.
 """
 
 import argparse
@@ -23,7 +27,8 @@ from typing import Any
 if __name__ == "__main__":  # this folder holds a profile.py, which is not the standard library's
     sys.path[0] = str(Path(__file__).parents[1])
 
-from bench.train import WARM, Enough, clock, written
+from bench.meter import clock
+from bench.train import WARM, Enough, written
 
 SIDE = 2048  # of the matrices of the ceiling
 CASTS = {"aten::_to_copy": "of a tensor", "aten::_foreach_copy_": "of many at once"}
@@ -54,9 +59,8 @@ def ceiling(dtype: Any, device: Any) -> float:
 
 
 def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], float]:
-    """Seconds of the frozen model's forward passes without adapters, and the operations of one."""
+    """Seconds of the frozen model's forward passes without adapters, and the operations of a step with that batch."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from lorakit.adapters.state import adapters_disabled
     from lorakit.training.step import predictor, ready
@@ -67,11 +71,41 @@ def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], 
         with torch.no_grad(), adapters_disabled(trainee.adapted), trainee.autocast():
             trainee.objective(predictor(trainee, batch), batch)
 
-    with FlopCounterMode(display=False) as counter:
-        forward()
     for _ in range(count):
         timed(forward, seconds)()
-    return seconds, float(counter.get_total_flops())
+    return seconds, operations(forward)
+
+
+def operations(forward: Callable[[], None]) -> float:
+    """Those of a forward pass through frozen weights and the way back. Attention is left out meanwhile and counted from
+    its shapes, and products in 8 bits are counted as whole ones: not every kernel's name is known to torch's counter."""
+    from unittest.mock import patch
+
+    import torch
+    from torch.nn import functional as F
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lorakit.families.eightbit import EightBitLinear
+    from lorakit.families.quantized import QuantizedLinear
+
+    attended = 0.0
+
+    class Unattended(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal attended
+            if function is not F.scaled_dot_product_attention:
+                return function(*args, **(kwargs or {}))
+            given = dict(zip(("query", "key", "value"), args), **(kwargs or {}))
+            query, key, value = given["query"], given["key"], given["value"]
+            attended += 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+            return query.new_zeros(*query.shape[:-1], value.shape[-1])
+
+    counter = FlopCounterMode(display=False)
+    whole = patch.object(EightBitLinear, "forward", QuantizedLinear.forward)
+    with torch.compiler.set_stance("force_eager"), whole, Unattended(), counter:
+        forward()
+    return 2.0 * counter.get_total_flops() + 3 * attended
 
 
 def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
@@ -95,8 +129,8 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
             with profile() as profiled:
                 yield (plan := next(plans))
             casts = {event.key: event.count for event in profiled.key_averages() if event.key in CASTS}
-            base, operations = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
-            found.update(base=statistics.median(base), operations=2 * operations, casts=casts)
+            base, needed = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
+            found.update(base=statistics.median(base), operations=needed, casts=casts)
             found["ceiling"] = ceiling(trainee.family.dtype, trainee.device)
             raise Enough
 

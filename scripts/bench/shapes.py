@@ -1,7 +1,6 @@
 """What is trained in the measurements: a base of a model's shape, photographs, and the recipe over both."""
 
-import subprocess
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,28 +9,31 @@ from PIL import Image
 
 from lorakit.core.embedded import embedded
 
-SCRIPTS = Path(__file__).parents[1]
 RANK = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A base that `make_random_sd.py` makes (or the embedded one), trained on pictures of `side` pixels."""
+    """A base of `size` that `make_random_sd.py` makes, None: the embedded one; pictures have `side` pixels a side."""
 
-    made: tuple[str, ...]
+    size: str | None
     side: int
+    family: str = "sd"
 
 
 SHAPES = {
-    "embedded": Shape((), 64),
-    "tiny": Shape(("--size", "tiny"), 64),  # to try the scripts
-    "sd-small": Shape(("--size", "small"), 256),
-    "sd15": Shape(("--size", "full"), 512),
-    "sdxl": Shape(("--model", "sdxl", "--size", "full"), 1024),
-    "flux": Shape(("--model", "flux", "--size", "full"), 1024),
+    "embedded": Shape(None, 64),
+    "tiny": Shape("tiny", 64),  # these to try the scripts
+    "tiny-sdxl": Shape("tiny", 64, "sdxl"),
+    "tiny-flux": Shape("tiny", 64, "flux"),
+    "sd-small": Shape("small", 256),
+    "sd15": Shape("full", 512),
+    "sdxl": Shape("full", 1024, "sdxl"),
+    "flux": Shape("full", 1024, "flux"),
 }
 RECIPE = """
 [model]
+family = "{family}"
 path = "{base}"
 [adapter]
 rank = {rank}
@@ -51,13 +53,15 @@ save_every = 0
 def base(name: str, folder: Path) -> Path:
     """The base of shape `name`, made below `folder` if it is not there yet."""
     shape = SHAPES[name]
-    if not shape.made:
+    if shape.size is None:
         return embedded("base")
     made = folder / name
     if not made.exists():
-        dtype = "bf16" if "full" in shape.made else "fp32"
-        command = [sys.executable, str(SCRIPTS / "make_random_sd.py"), "--out", str(made), "--dtype", dtype]
-        subprocess.run([*command, *shape.made], check=True, stdout=subprocess.DEVNULL)
+        import torch
+        from make_random_sd import make  # seconds
+
+        dtype = torch.bfloat16 if shape.size == "full" else torch.float32
+        make(made, model=shape.family, size=shape.size, seed=0, dtype=dtype)
     return made
 
 
@@ -73,10 +77,31 @@ def photos(folder: Path, *, side: int, count: int) -> Path:
     return made
 
 
-def recipe(file: Path, *, base: Path, photos: Path, cache: Path, side: int, batch: int) -> Path:
-    """Writes the recipe of a run beside `file`."""
-    output = file.with_suffix("")
-    file.write_text(
-        RECIPE.format(base=base, rank=RANK, photos=photos, cache=cache, side=side, output=output, batch=batch)
+def pictures(folder: Path, *, side: int, count: int) -> Path:
+    """The same photographs with their captions in metadata.jsonl, as `datasets` reads a folder."""
+    made = folder / f"pictures-{side}-{count}"
+    if not made.exists():
+        made.mkdir()
+        lines = []
+        for file in sorted(photos(folder, side=side, count=count).glob("*.jpg")):
+            (made / file.name).hardlink_to(file)
+            lines.append(json.dumps({"file_name": file.name, "text": file.with_suffix(".txt").read_text().strip()}))
+        (made / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return made
+
+
+def recipe(name: str, file: Path, *, bases: Path, cache: Path, count: int, batch: int) -> Path:
+    """Writes to `file` the recipe of a run beside it, of shape `name` on so many photographs that lie beside it too."""
+    shape = SHAPES[name]
+    text = RECIPE.format(
+        family=shape.family,
+        base=base(name, bases),
+        rank=RANK,
+        photos=photos(file.parent, side=shape.side, count=count),
+        cache=cache,
+        side=shape.side,
+        output=file.with_suffix(""),
+        batch=batch,
     )
+    file.write_text(text)
     return file

@@ -3,12 +3,16 @@
 `steps`: steps of both alternate inside one process: the same model, the same layers adapted, the same batches.
 `start`: from the start of the process to the end of the first step, with an empty and with a full cache, and the most
 memory up to the third; the floor's script and ours take turns, each in a fresh process.
-`help`: `lorakit --help`.  `beside`: another program's step and start-up, from runs of one step and of many.
+`prepare`: decoding, cropping, encoding and caching alone, of `lorakit cache`, in steps of the floor.
+`help`: `lorakit --help`.
+`beside`: programs beside each other, a step of each from runs of one step and of many. In a command {steps} is how many
+it does, {base} the model, {photos} a folder of pictures with texts beside them, {pictures} the same with theirs in
+metadata.jsonl, {side}, {batch} and {rank} what they say, {recipe} lorakit's recipe and {out} a new path each time.
 
-    OMP_NUM_THREADS=1 python scripts/bench/train.py steps start help --json build/bench.json
+    OMP_NUM_THREADS=1 python scripts/bench/train.py steps start prepare help --json build/bench.json
     … steps --set adapter.fused=false --set run.gradient_checkpointing=true        a row for each of these settings
     … steps --shape sd15 --pairs 10 --batch 1
-    … beside --command "accelerate launch train.py --max_train_steps {steps}"
+    … beside --command "lorakit train {recipe} run.output={out} run.steps={steps}" --command "… {base} … {steps}"
 
 CPU seconds are those of the whole tree of processes. A ratio is the median over the pairs, and the range in which the
 true median lies with 95 % confidence. Where there is a GPU, both sides train on it in bf16, the seconds of a step are
@@ -33,7 +37,7 @@ if __name__ == "__main__":  # this folder holds a profile.py, which is not the s
     sys.path[0] = str(Path(__file__).parents[1])
 
 from bench import shapes
-from bench.meter import Ratio, cpu_seconds, peak_bytes, ratio
+from bench.meter import Ratio, clock, cpu_seconds, gpu_counts, peak_bytes, ratio
 
 WARM = 2  # first pairs that are left out
 FLOOR = Path(__file__).with_name("floor.py")
@@ -43,45 +47,31 @@ class Enough(Exception):
     """All that was to be measured is measured: the run need not go on to its end."""
 
 
-def clock() -> float:
-    """Seconds that count: of the CPU, or, where a GPU works, of the clock."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return cpu_seconds()
-
-
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def floor_steps(trainee: Any, batches: Sequence[Any]) -> Iterator[None]:
-    """The floor on a copy of the `trainee`'s model, of the same adapted layers, and on its batches in turn."""
+def floor_steps(trainee: Any, batches: Sequence[Any], *, checkpointing: bool) -> Iterator[None]:
+    """The floor on the `trainee`'s base, with the same layers adapted, and on its batches in turn."""
     from bench import floor
 
-    from lorakit import families
     from lorakit.adapters import state
 
     ours = trainee.family
-    family = families.load(ours.name, str(ours.path))
-    family.to(trainee.device, ours.dtype)
+    model = floor.model(ours.path, ours.dtype)
+    if checkpointing:
+        model.backbone.enable_gradient_checkpointing()
     targets = [path for path, _ in state.adapter_layers(trainee.adapted[ours.backbone])]
-    trained = floor.adapted(family.components[ours.backbone], targets, rank=shapes.RANK)
+    trained = floor.adapted(model.backbone, targets, rank=shapes.RANK)
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in trainee.parameters.values())
 
     def inputs(step: int) -> tuple[Any, ...]:
         batch = batches[step % len(batches)]
-        return batch.latents, batch.noise, (batch.quantile * 1000).long(), batch.text
+        return batch.latents, batch.noise, batch.quantile, batch.text
 
-    def add_noise(latents: Any, noise: Any, t: Any) -> Any:
-        share = (t / 1000).view(-1, 1, 1, 1).to(latents)
-        return (1 - share).sqrt() * latents + share.sqrt() * noise
-
-    return floor.steps(family.predict, trained, inputs, add_noise)
+    return floor.steps(model, trained, inputs)
 
 
-def interleaved(recipe: Any, *, pairs: int) -> tuple[list[float], list[float]]:
+def interleaved(recipe: Any, *, pairs: int, checkpointing: bool = False) -> tuple[list[float], list[float]]:
     """(ours, the floor's) seconds of steps that alternate; ours with all that the loop does between two steps."""
     import lorakit.verbs.train as verb
     from lorakit.training.step import on_device
@@ -92,7 +82,8 @@ def interleaved(recipe: Any, *, pairs: int) -> tuple[list[float], list[float]]:
 
     def alternating(trainee: Any, plans: Iterator[Any]) -> Iterator[Any]:
         first = next(plans)
-        floor = floor_steps(trainee, [on_device(batch, trainee.device) for batch in first.batches])
+        batches = [on_device(batch, trainee.device) for batch in first.batches]
+        floor = floor_steps(trainee, batches, checkpointing=checkpointing)
         started = clock()
         yield first
         for plan in plans:
@@ -122,7 +113,7 @@ def measure_steps(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     for number, words in enumerate(args.set or [""]):
         said = ["run.check_model=false", f"run.steps={args.pairs + WARM + 1}", *shlex.split(words)]
         recipe = load_recipe(written(args, folder, f"steps-{number}"), overrides=said)
-        ours, floors = interleaved(recipe, pairs=args.pairs)
+        ours, floors = interleaved(recipe, pairs=args.pairs, checkpointing=args.floor_checkpointing)
         found = ratio(ours, floors)
         a, b = statistics.median(ours), statistics.median(floors)
         rows.append(
@@ -139,13 +130,12 @@ def measure_steps(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 
 def written(args: argparse.Namespace, folder: Path, name: str, *, cache: str = "cache") -> Path:
     """The recipe of a run of that name."""
-    side = shapes.SHAPES[args.shape].side
     return shapes.recipe(
+        args.shape,
         folder / f"{name}.toml",
-        base=shapes.base(args.shape, args.bases or folder),
-        photos=shapes.photos(folder, side=side, count=args.photos),
+        bases=args.bases or folder,
         cache=folder / cache,
-        side=side,
+        count=args.photos,
         batch=args.batch,
     )
 
@@ -170,20 +160,22 @@ def third_step(recipe: str, overrides: Sequence[str]) -> None:
     lorakit(["train", recipe, *overrides])
 
 
+def floor_script(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The command of the floor from nothing."""
+    side = shapes.SHAPES[args.shape].side
+    base, photos = shapes.base(args.shape, args.bases or folder), shapes.photos(folder, side=side, count=args.photos)
+    return [sys.executable, str(FLOOR), str(base), str(photos), "--side", str(side), "--batch", str(args.batch)]
+
+
 def measure_start(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    side, own = str(shapes.SHAPES[args.shape].side), [sys.executable, __file__, "third-step"]
+    own = [sys.executable, __file__, "third-step"]
     found: dict[str, list[dict[str, float]]] = {"floor": [], "empty cache": [], "full cache": []}
+    words = [word for words in args.set or [] for word in shlex.split(words)]
     for number in range(args.rounds):
         empty = written(args, folder, f"empty-{number}", cache=f"cache-{number}")
         full = written(args, folder, f"full-{number}", cache=f"cache-{number}")
-        base, photos = (
-            shapes.base(args.shape, args.bases or folder),
-            shapes.photos(folder, side=int(side), count=args.photos),
-        )
-        floor = [sys.executable, str(FLOOR), str(base), str(photos), "--side", side, "--batch", str(args.batch)]
-        words = [word for words in args.set or [] for word in shlex.split(words)]
         for name, command in (
-            ("floor", floor),
+            ("floor", floor_script(args, folder)),
             ("empty cache", [*own, str(empty), *words]),
             ("full cache", [*own, str(full), *words]),
         ):
@@ -211,40 +203,112 @@ def answer(command: Sequence[str]) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+# -- preparing -------------------------------------------------------------------------------------------------------
+
+
+def prepare(recipe: str) -> None:
+    """`lorakit cache`, and what the filling itself took; run in a process of its own."""
+    import lorakit.verbs.cache as verb
+    from lorakit.recipe import load_recipe
+
+    fill_cache, spent = verb.fill_cache, 0.0
+
+    def watched(*args: Any, **rest: Any) -> Any:
+        nonlocal spent
+        started = cpu_seconds()
+        done = fill_cache(*args, **rest)
+        spent = cpu_seconds() - started
+        return done
+
+    verb.fill_cache = watched
+    verb.fill(load_recipe(recipe))
+    print(json.dumps({"cpu_seconds": spent}), flush=True)
+
+
+def measure_prepare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    ours, floors = [], []
+    for number in range(args.rounds):
+        recipe = written(args, folder, f"prepare-{number}", cache=f"prepared-{number}")
+        ours.append(answer([sys.executable, __file__, "prepare-one", str(recipe)])["cpu_seconds"])
+        floors.append(answer([*floor_script(args, folder), "--more", "8"])["a_step"])
+    found = ratio(ours, floors)
+    print(
+        f"| {args.shape} | {args.photos} | {statistics.median(floors):.3f} s | {statistics.median(ours):.2f} s | "
+        f"{found} | {found.pairs} |"
+    )
+    return [{"ours": ours, "a_step": floors, "steps": asdict(found)}]
+
+
 # -- other programs --------------------------------------------------------------------------------------------------
 
 
 def spent_by(command: Sequence[str]) -> float:
-    """CPU seconds of a command and all that it starts and waits for."""
-    before = os.times()
+    """Seconds of a command that count: of the CPU, with all that it starts and waits for, or the clock's on a GPU."""
+    before, started = os.times(), time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    after = os.times()
+    after, ended = os.times(), time.perf_counter()
+    if gpu_counts():
+        return ended - started
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def measure_help(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     seconds = [spent_by([sys.executable, "-m", "lorakit", "--help"]) for _ in range(5)]
-    print(f"lorakit --help: {statistics.median(seconds):.2f} s of CPU ({min(seconds):.2f} … {max(seconds):.2f})")
-    return [{"cpu_seconds": seconds}]
+    print(f"lorakit --help: {statistics.median(seconds):.2f} s ({min(seconds):.2f} … {max(seconds):.2f})")
+    return [{"seconds": seconds}]
 
 
 def measure_beside(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A step is what a run of some steps costs more than one of a single step."""
-    rows = []
+    """A step is what a run of some steps costs more than one of a single step; programs take turns. Of the first of
+    them a recipe's cache is filled by the run that nobody counts."""
+    side = shapes.SHAPES[args.shape].side
+    known = {
+        "recipe": written(args, folder, "beside"),
+        "base": shapes.base(args.shape, args.bases or folder),
+        "photos": shapes.photos(folder, side=side, count=args.photos),
+        "pictures": shapes.pictures(folder, side=side, count=args.photos),
+        "side": side,
+        "batch": args.batch,
+        "rank": shapes.RANK,
+    }
+    runs = 0
+
+    def seconds(text: str, steps: int) -> float:
+        nonlocal runs
+        runs += 1
+        for name, value in {**known, "steps": steps, "out": folder / f"run-{runs}"}.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        return spent_by(shlex.split(text))
+
+    few: list[list[float]] = [[] for _ in args.command]
+    each: list[list[float]] = [[] for _ in args.command]
     for text in args.command:
-        few, many = (
-            [spent_by(shlex.split(text.replace("{steps}", str(steps)))) for _ in range(args.rounds)]
-            for steps in (1, args.pairs + 1)
+        seconds(text, 1)
+    for _ in range(args.rounds):
+        for text, ones, found in zip(args.command, few, each):
+            ones.append(seconds(text, 1))
+            found.append((seconds(text, args.pairs + 1) - ones[-1]) / args.pairs)
+    rows = []
+    for text, ones, found in zip(args.command, few, each):
+        step, than = statistics.median(found), ratio(found, each[0])
+        rows.append({"command": text, "one_step": ones, "a_step": found, "of_the_first": asdict(than)})
+        print(
+            f"| {text} | {statistics.median(ones):.1f} s with one step | {step:.3f} s a step more | "
+            f"{args.batch / step:.2f} pictures a second | a step is {than} of the first program's |",
+            flush=True,
         )
-        each = (statistics.median(many) - statistics.median(few)) / args.pairs
-        rows.append({"command": text, "one_step": few, "all_steps": many, "a_step": each})
-        print(f"| {text} | {statistics.median(few):.1f} s with one step | {each:.3f} s a step more |", flush=True)
     return rows
 
 
-MEASURES = {"steps": measure_steps, "start": measure_start, "help": measure_help, "beside": measure_beside}
+MEASURES = {
+    "steps": measure_steps,
+    "start": measure_start,
+    "prepare": measure_prepare,
+    "help": measure_help,
+    "beside": measure_beside,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,17 +316,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] == ["third-step"]:
         third_step(words[1], words[2:])
         return
+    if words[:1] == ["prepare-one"]:
+        prepare(words[1])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=MEASURES)
     parser.add_argument("--shape", choices=shapes.SHAPES, default="sd-small")
     parser.add_argument("--pairs", type=int, default=40, help="of steps (beside: steps)")
-    parser.add_argument("--rounds", type=int, default=3, help="of start-ups")
+    parser.add_argument("--rounds", type=int, default=3, help="of all but steps")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--photos", type=int, default=32)
     parser.add_argument(
         "--set", action="append", metavar="WORDS", help="settings of the recipe, as on the command line"
     )
-    parser.add_argument("--command", action="append", default=[], help="another program, {steps} is how many it does")
+    parser.add_argument("--command", action="append", default=[], help="a program to measure")
+    parser.add_argument("--floor-checkpointing", action="store_true", help="gradient checkpointing for the floor too")
     parser.add_argument("--bases", type=Path, help="keep the bases that are made here")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import memory, meter, profile, train
+import torch
+from bench import floor, memory, meter, profile, shapes, train
+from torch.nn import functional as F
 
 TINY = ["--shape", "embedded", "--photos", "2"]
 
@@ -28,6 +30,80 @@ def test_children_count() -> None:
     assert meter.cpu_seconds() - before > 0.25
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+# of models, which are measured in their true sizes; and settings that change no number of operations
+KINDS = {"tiny": "model.quantize='nf4'", "tiny-sdxl": "model.compute='int8'", "tiny-flux": "model.quantize='int8'"}
+
+
+def test_every_kind_of_model_that_is_measured_is_tried_here() -> None:
+    assert {shapes.SHAPES[name].family for name in KINDS} == {shape.family for shape in shapes.SHAPES.values()}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_floor_asks_the_model_as_we_do_and_adapts_the_same_layers(name: str, bases: Path) -> None:
+    from lorakit import families
+    from lorakit.adapters import ADAPTERS, state
+
+    base = shapes.base(name, bases)
+    model, family = floor.model(base, torch.float32), families.load(shapes.SHAPES[name].family, str(base))
+    backbone = family.components[family.backbone]
+    x0, u = torch.randn(2, *family.latent_shape(64, 64)), torch.tensor([0.25, 0.75])
+    x_t, t, _ = model.noised(x0, torch.randn(x0.shape), u)
+    read = floor.reader(base, torch.float32)
+    captions = ["a photo of a dog", "a cat on the red picture"]
+    with torch.no_grad():
+        text = family.encode_text(captions)
+        theirs = [read(caption) for caption in captions]
+        assert {*theirs[0]} == {*text}
+        for part, states in text.items():
+            torch.testing.assert_close(torch.cat([one[part] for one in theirs]), states)
+        torch.testing.assert_close(model.predict(x_t, t, text), family.predict(x_t, t, text))
+    trained = floor.adapted(model.backbone, model.targets, rank=8)
+    lora = ADAPTERS.module("lora")
+    lora.inject(backbone, lora.Settings(rank=8), targets=family.default_targets[family.backbone], seed=0)
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    assert {path for path, _ in state.adapter_layers(backbone)} == {
+        path for path, _ in state.adapter_layers(model.backbone)
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_model_is_trained_beside_the_floor(name: str, bases: Path, tmp_path: Path) -> None:
+    file, words = tmp_path / "found.json", ["--shape", name, "--photos", "2", "--bases", str(bases)]
+    train.main(["steps", *words, "--pairs", "1", "--floor-checkpointing", "--json", str(file)])
+    [row] = json.loads(file.read_text())["steps"]
+    assert row["ratio"]["pairs"] == 1
+    profile.main([*words, "--steps", "1", "--set", KINDS[name], "--json", str(file)])
+    quantised = json.loads(file.read_text())
+    profile.main([*words, "--steps", "1", "--set", "adapter.fused=false", "--json", str(file)])
+    assert json.loads(file.read_text())["operations"] == quantised["operations"] > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_floor_goes_from_nothing(
+    name: str, bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = shapes.photos(tmp_path, side=64, count=2)
+    floor.main([str(shapes.base(name, bases)), str(photos), "--side", "64", "--more", "1"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < found["a_step"] < found["cpu_seconds"]
+
+
+def test_operations_are_those_of_the_way_there_and_back() -> None:
+    x, weight, q, k = torch.randn(3, 5), torch.randn(7, 5), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 9, 4)
+
+    def forward() -> None:
+        F.linear(x, weight)
+        F.scaled_dot_product_attention(q, k, value=k)
+
+    # two products with the weight; attention's two with the keys' length, and four on the way back
+    assert profile.operations(forward) == 2 * (2 * 3 * 5 * 7) + 6 * (2 * 2 * 6 * 9 * 4)
+
+
 def test_steps_alternate_with_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "steps.json"
     words = ["steps", *TINY, "--pairs", "2", "--json", str(file)]
@@ -39,11 +115,28 @@ def test_steps_alternate_with_the_floor(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_another_programs_step_is_what_more_of_them_cost(tmp_path: Path) -> None:
-    burn = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.1 * {{steps}}: pass'"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\nfrom pathlib import Path\nbase, pictures, out, batch, steps, each = sys.argv[1:]\n"
+        "Path(base, 'unet').stat(), Path(pictures, 'metadata.jsonl').stat(), Path(out).mkdir()\nassert batch == '2'\n"
+        "while time.process_time() < float(each) * int(steps): pass\n"
+    )
+    command = f"{sys.executable} {program} {{base}} {{pictures}} {{out}} {{batch}} {{steps}}"
+    commands = [f"{command} 0.1", f"{command} 0.2"]
     file = tmp_path / "beside.json"
-    train.main(["beside", *TINY, "--rounds", "1", "--pairs", "4", "--command", burn, "--json", str(file)])
-    [row] = json.loads(file.read_text())["beside"]
-    assert row["a_step"] == pytest.approx(0.1, rel=0.5)
+    said = [word for command in commands for word in ("--command", command)]
+    train.main(["beside", *TINY, "--rounds", "1", "--pairs", "4", *said, "--json", str(file)])
+    first, second = json.loads(file.read_text())["beside"]
+    assert (*first["a_step"], *second["a_step"]) == pytest.approx((0.1, 0.2), rel=0.3)
+    assert second["of_the_first"]["median"] == pytest.approx(2, rel=0.3)
+
+
+def test_preparing_is_told_in_steps_of_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prepare.json"
+    train.main(["prepare", *TINY, "--rounds", "1", "--json", str(file)])
+    [row] = json.loads(file.read_text())["prepare"]
+    assert row["steps"]["median"] == pytest.approx(row["ours"][0] / row["a_step"][0]) and row["ours"][0] > 0.01
+    assert "| embedded | 2 |" in capsys.readouterr().out
 
 
 def test_the_parts_of_a_step_make_it_up(tmp_path: Path) -> None:
