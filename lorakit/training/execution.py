@@ -13,13 +13,14 @@ from torch import nn
 
 from lorakit.core.errors import InputError
 
-Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
+Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
+Attention = Literal["auto", "fastest", "flash", "efficient", "cudnn", "math"]
 BACKEND = "inductor"  # torch's own
 RECOMPILATIONS = 512  # of one block: each bucket, with and without the adapter; torch's 8 would end in silence
 
 
 @contextlib.contextmanager
-def attention(kind: Attention) -> Iterator[None]:
+def attention(kind: Kernel) -> Iterator[None]:
     """Within it, torch's attention runs in this kernel alone, its backward pass too; "auto": torch chooses.
 
     Where the kernel cannot be had for a call's shapes, mask and device, the call raises RuntimeError.

@@ -23,7 +23,7 @@ from lorakit.core.types import Batch, LossReport, Predict, Text
 from lorakit.data.plan import share
 from lorakit.families.protocol import Family
 from lorakit.optimizers.state import guarded_step
-from lorakit.training.execution import Attention, attention
+from lorakit.training.execution import Kernel, attention
 from lorakit.training.offload import activations_aside
 from lorakit.training.sharding import jointly
 
@@ -51,7 +51,7 @@ class Trainee:
     max_grad_norm: float
     seed: int
     preserves: bool = False
-    attention: Attention = "auto"
+    attention: Kernel = "auto"
     offload_activations: bool = False
     sharded: bool = False
 

@@ -156,6 +156,9 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 return trainee, loader
 
         recipe, (trainee, loader) = fitted(recipe, begin, gpu=runtime.device.type == "cuda", numbers_stay=resumed)
+        if recipe.run.attention != trainee.attention:  # it was measured: from here on it is said
+            recipe = replace(recipe, run=recipe.run.model_copy(update={"attention": trainee.attention}))
+            on_first_rank(lambda: write_text(output / "recipe.toml", recipe.to_toml()))
         progress = stack.enter_context(contextlib.closing(bar(unit="step", initial=first_step, total=last_step)))
         keeper = Keeper(
             output=output,

@@ -3,6 +3,7 @@ objective, the filled cache and its loader."""
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from lorakit.families.protocol import Family, guided
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.state import restore_optimizer
 from lorakit.recipe import Recipe
-from lorakit.training import sharding
+from lorakit.training import kernels, sharding
 from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
 from lorakit.training.execution import blocks_of, compile_blocks, use_channels_last
@@ -62,7 +63,10 @@ def prepared(
     loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=encoding)
     family.put_away([name for name in others if not (seeing if name == "vae" else encoding)])
     _to_device(recipe, family, runtime.device)
-    return make_trainee(recipe, data, family, adapted, runtime, found), loader
+    trainee = make_trainee(recipe, data, family, adapted, runtime, found)
+    if recipe.run.attention == "fastest":
+        trainee = replace(trainee, attention=kernels.fastest(trainee, loader.largest()))
+    return trainee, loader
 
 
 def _to_device(recipe: Recipe, family: Family, device: Any) -> None:
@@ -185,7 +189,7 @@ def make_trainee(
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.run.seed,
         preserves=recipe.objective.preservation.at is not None,
-        attention=recipe.run.attention,
+        attention="auto" if recipe.run.attention == "fastest" else recipe.run.attention,
         offload_activations=recipe.run.offload_activations,
         sharded=recipe.run.shard,
     )

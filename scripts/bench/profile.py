@@ -78,7 +78,7 @@ def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], 
 
 def operations(forward: Callable[[], None]) -> float:
     """Those of a forward pass through frozen weights and the way back. Attention is left out meanwhile and counted from
-    its shapes, and products in 8 bits are counted as whole ones: not every kernel's name is known to torch's counter."""
+    its shapes, and products in 8 bits count as whole ones: not every kernel's name is known to torch's counter."""
     from unittest.mock import patch
 
     import torch

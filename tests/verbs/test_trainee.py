@@ -1,10 +1,12 @@
-"""Layers with rates of their own: groups of the optimizer that are named in the metrics and survive a resume."""
+"""What is trained is what was said, and stays so over a resume: layers with rates of their own, attention's kernel."""
 
 import json
 import os
 import signal
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from safetensors.torch import load_file
 
 from lorakit.core.errors import InputError, InterruptedRun
 from lorakit.recipe import Recipe
+from lorakit.training import kernels, step
+from lorakit.training.execution import attention
+from lorakit.training.keeper import Keeper
 from lorakit.training.metrics import MetricsFile
-from lorakit.verbs.train import resume, train
+from lorakit.verbs.train import dry_run, resume, train
 
 Make = Callable[..., Recipe]
 PATTERNS = ("adapter.patterns=[{match='attn2', rank=3, lr=0.002}, {match='up_blocks.*to_k', rank=0}]",)
@@ -79,3 +84,39 @@ def test_an_optimizer_with_one_rate_refuses_others_by_name(make_recipe: Make) ->
 def test_names_of_rates_do_not_meet(make_recipe: Make) -> None:
     with pytest.raises(InputError, match="lr_text_encoder"):
         train(make_recipe("run", *OF_TEXT, "adapter.patterns=[{match='text_encoder|', lr=0.5}]"))
+
+
+def test_a_run_keeps_to_the_kernel_that_was_measured_before_its_first_step(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, used = [], []
+
+    def slow_but_for_math(calls: Any, *rest: Any) -> dict[str, float]:
+        measured.append(calls)
+        return {"auto": 2.0, "flash": 2.0, "math": 1.0}
+
+    def noted(kernel: Any) -> Any:
+        used.append(kernel)
+        return attention(kernel)
+
+    monkeypatch.setattr(kernels, "timed", slow_but_for_math)
+    monkeypatch.setattr(step, "attention", noted)
+    monkeypatch.setattr(Keeper, "finish", lambda self, step: self.output)
+    how = ("run.check_model=false", "run.sample_every=0", "run.attention=fastest", "optimizer.schedule.kind=constant")
+    run = train(make_recipe("run", *how, "run.steps=1")).output
+    [calls] = measured
+    assert sum(calls.values()) > 2 and all(one.scores > 0 for one in calls)
+    assert tomllib.loads((run / "recipe.toml").read_text())["run"]["attention"] == "math"
+    state = json.loads((run / "checkpoints" / "step-000001" / "state.json").read_text())
+    assert state["settings"]["run.attention"] == '"math"'
+    resume(run, overrides=["run.steps=2"], allow=["run.steps"])
+    assert len(measured) == 1, "a resume goes on in the same kernel"
+    dry_run(make_recipe("dry", *how))
+    assert len(measured) == 2 and {*used} == {"math"}
+
+
+def test_the_same_bits_and_the_clocks_choice_exclude_each_other(
+    make_recipe: Make,
+) -> None:
+    with pytest.raises(InputError, match="name a kernel"):
+        make_recipe("both", "run.attention=fastest", "run.deterministic=true")
