@@ -13,7 +13,8 @@ kill -9 in the middle, and with a SIGTERM in the middle; the broken ones are res
     python scripts/check_gpu.py                                 the embedded base, all precisions; some minutes
     python scripts/check_gpu.py --precision bf16 --model stabilityai/some-model --steps 30
 
-Without a GPU it tries fp32 and bf16 on the CPU. Ends with 1 where something that must hold does not.
+On a GPU two more lines are of `model.compute`, in bf16 and with run.deterministic, where the GPU can. Without one it
+tries fp32 and bf16 on the CPU. Ends with 1 where something that must hold does not.
 """
 
 import argparse
@@ -197,7 +198,7 @@ def check(folder: Path, values: dict[str, Any], *, steps: int) -> Row:
     killed = runs.killed("killed", at=micro_steps // 2)
     stopped, seconds = runs.stopped("stopped", after=micro_steps // 2)
     return Row(
-        precision=values["run"]["precision"],
+        precision=" ".join([values["run"]["precision"], *values["model"].get("compute", "").split()]),
         deterministic=values["run"]["deterministic"],
         exact={
             "order": straight.order == again.order == killed.order == stopped.order,
@@ -213,10 +214,12 @@ def check(folder: Path, values: dict[str, Any], *, steps: int) -> Row:
     )
 
 
-def recipe_values(folder: Path, *, model: str, data: str, steps: int, precision: str, deterministic: bool) -> Any:
+def recipe_values(
+    folder: Path, *, model: str, data: str, steps: int, precision: str, deterministic: bool, compute: str | None = None
+) -> Any:
     """A recipe with all that has a state: two adapters, dropout, an average, moments, a moving rate."""
     return {
-        "model": {"path": model},
+        "model": {"path": model, **({"compute": compute} if compute else {})},
         "adapter": {"rank": 4, "dropout": 0.1, "text_encoder": {"rank": 2}},
         "data": {"sources": [{"path": data}], "cache": str(folder / "cache"), "buckets": {"resolution": 32}},
         "optimizer": {"lr": 1e-3, "schedule": {"kind": "cosine", "warmup": 2}},
@@ -254,29 +257,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     gpu = torch.cuda.device_count() > 0  # does not start CUDA
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16", *(["fp16"] if gpu else [])])
+    parser.add_argument("--precision", nargs="*", default=["fp32", "bf16", *(["fp16"] if gpu else [])])
     parser.add_argument("--deterministic", nargs="+", choices=["no", "yes"], default=["no", "yes"])
+    parser.add_argument("--compute", nargs="*", choices=["int8", "fp8"], default=["int8", "fp8"] if gpu else [])
     parser.add_argument("--model", default="embedded", help="a diffusers folder or a hub name")
     parser.add_argument("--data", default=str(embedded("mascot")), help="a folder of pictures with captions")
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--json", type=Path, help="where to write the table as JSON too")
     args = parser.parse_args(arguments)
     rows = []
-    for precision in args.precision:
-        for chosen in args.deterministic:
-            folder = Path(tempfile.mkdtemp(prefix="lorakit-check-"))
-            try:
-                values = recipe_values(
-                    folder,
-                    model=args.model,
-                    data=args.data,
-                    steps=args.steps,
-                    precision=precision,
-                    deterministic=chosen == "yes",
-                )
-                rows.append(check(folder, values, steps=args.steps))
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    tried: list[tuple[str, str, str | None]] = [(p, d, None) for p in args.precision for d in args.deterministic]
+    if args.compute:
+        from lorakit.families.eightbit import problems
+
+        tried += [("bf16", "yes", kind) for kind in args.compute if not problems(kind)]
+    for precision, chosen, compute in tried:
+        folder = Path(tempfile.mkdtemp(prefix="lorakit-check-"))
+        try:
+            values = recipe_values(
+                folder,
+                model=args.model,
+                data=args.data,
+                steps=args.steps,
+                precision=precision,
+                deterministic=chosen == "yes",
+                compute=compute,
+            )
+            rows.append(check(folder, values, steps=args.steps))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     device = torch.cuda.get_device_name() if gpu else "CPU"
     print(table(rows, device=f"{device}, torch {torch.__version__}"))
     broken = [f"{r.precision}, deterministic {r.deterministic}: {r.broken(always=not gpu)}" for r in rows]

@@ -128,7 +128,7 @@ def scaled_product(
     (m, k), n = a.shape, b.shape[1]
     y = a.new_empty((m, n), dtype=dtype)
     rank, of_right = (0, (0, 0)) if left is None or right is None else (left.shape[1], right.stride())
-    tiles = _tiles(m, n, rank)
+    tiles = _tiles(m, rank, dtype.itemsize)
     grid = (triton.cdiv(m, tiles["BM"]) * triton.cdiv(n, tiles["BN"]),)
     _multiply[grid](
         a,
@@ -152,14 +152,15 @@ def scaled_product(
     return y
 
 
-def _tiles(m: int, n: int, rank: int) -> dict[str, int]:
-    """Tiles for (m, n) of a product; fewer rows than a tile's would be computed for nothing."""
+def _tiles(m: int, rank: int, size: int) -> dict[str, int]:
+    """Tiles for m rows, and for an adapter's product of numbers of so many bytes: they fit into the 99 KiB of shared
+    memory that the smallest of these GPUs have. A tile of more rows than there are would be computed for nothing."""
     rows = min(128, max(16, triton.next_power_of_2(m)))
     return {
         "BM": rows,
         "BN": 128,
         "BK": 128,
-        "BR": min(64, max(16, triton.next_power_of_2(rank))),
+        "BR": min(128 // size, max(16, triton.next_power_of_2(rank))),
         "GROUP": 8,
         "num_warps": 8 if rows == 128 else 4,
         "num_stages": 3,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import floor, memory, meter, profile, shapes, train
+from bench import compute, floor, memory, meter, profile, shapes, train
 from torch.nn import functional as F
 
 TINY = ["--shape", "embedded", "--photos", "2"]
@@ -161,3 +161,27 @@ def test_memory_is_measured_of_steps_and_of_parts(
     assert found["parts"].keys() == {"all parts kept and read", "as it is"}
     assert all({*of} == {"read", "step", "verified"} for of in found["parts"].values())
     assert "| `run.batch_size=1`, `run.accumulate=2` |" in capsys.readouterr().out
+
+
+def test_losses_are_apart_as_a_whole_and_in_their_worst_stretch() -> None:
+    plain = [1.0] * 300
+    assert compute.apart(plain, plain) == (0, 0)
+    other = [1.0] * 100 + [1.06] * 100 + [1.0] * 100
+    assert compute.apart(other, plain) == pytest.approx((0.02, 0.06))
+
+
+@pytest.mark.slow
+def test_trainings_and_layers_in_8_bits_are_set_beside_plain_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "LAYERS", {device: [(32, 16, 48)] for device in ("cpu", "cuda")})
+    monkeypatch.setattr(compute, "KINDS", ("int8",))
+    file = tmp_path / "compute.json"
+    compute.main(["losses", "products", "--shape", "embedded", "--side", "64", "--steps", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    losses = found["losses"]
+    assert losses.keys() == {"bf16", "int8", "fp32"} and len({tuple(of) for of in losses.values()}) == 3
+    assert losses["int8"] == pytest.approx(losses["bf16"], rel=0.02)
+    [row] = found["products"]
+    assert row["layer"] == [32, 16, 48] and row["full"] > 0 and row["eight"] > 0
+    assert "| bf16, `model.compute=int8` |" in capsys.readouterr().out

@@ -14,10 +14,10 @@ EQUAL = {"order": True, "lr": True, "noise, t": True, "scale": True}
 @pytest.mark.slow
 def test_everything_is_kept_on_the_cpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     photos = write_pictures(tmp_path / "photos", 5)
-    words = ["--precision", "bf16", "--deterministic", "yes", "--steps", "6", "--data", str(photos)]
+    words = ["--precision", "--compute", "int8", "--steps", "6", "--data", str(photos)]  # bf16, deterministic
     assert check_gpu.main([*words, "--model", str(sd.tiny().path), "--json", str(tmp_path / "table.json")]) == 0
     shown = capfd.readouterr().out
-    assert shown.count("same bits  same bits") == 1 and "DIFFER" not in shown
+    assert "\nbf16 int8 " in shown and shown.count("same bits  same bits") == 1 and "DIFFER" not in shown
     assert (tmp_path / "table.json").exists()
 
 
