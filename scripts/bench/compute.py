@@ -61,16 +61,15 @@ def measure_losses(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from lorakit.recipe import load_recipe
     from lorakit.verbs.train import train
 
-    base = shapes.base(args.shape, folder)
-    photos = shapes.photos(folder, side=args.side, count=16)
     settings = {"bf16": [], **{kind: [f"model.compute={kind}"] for kind in KINDS}, "fp32": ["run.precision=fp32"]}
     found: dict[str, Any] = {}
     print(f"| {args.shape}, {args.steps} steps | mean loss | apart | the worst {STRETCH} steps | at most, one step |")
     print("| --- | --- | --- | --- | --- |")
     for name, words in settings.items():
         file = folder / f"{name}.toml"
-        recipe = shapes.recipe(file, base=base, photos=photos, cache=folder / "cache", side=args.side, batch=args.batch)
-        said = [f"run.steps={args.steps}", "run.precision=bf16", "run.check_model=false", "optimizer.lr=1e-3", *words]
+        recipe = shapes.recipe(args.shape, file, bases=folder, cache=folder / "cache", count=16, batch=args.batch)
+        said = [f"data.buckets.resolution={args.side}", f"run.steps={args.steps}", "optimizer.lr=1e-3"]
+        said += ["run.precision=bf16", "run.check_model=false", *words]
         train(load_recipe(recipe, overrides=said))
         losses = found[name] = losses_of(file.with_suffix(""))
         whole, worst = apart(losses, found["bf16"])
