@@ -196,7 +196,7 @@ def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     places = [(values.get("model"), key) for key in ("path", "config", "vae")]
-    places += [(data, "cache"), (values.get("run"), "output")]
+    places += [(data, "cache"), *((values.get("run"), key) for key in ("output", "compile_cache"))]
     places.append((values.get("adapter"), "init_from"))
     places += [(values.get("sample"), key) for key in ("image", "mask")]
     places += [

@@ -302,6 +302,7 @@ CASES: dict[str, str | tuple[list[str], str]] = {
     "run.attention": "run.attention=math",
     "run.channels_last": "run.channels_last=true",
     "run.compile": "run.compile=true",
+    "run.compile_cache": (["run.compile=true"], "run.compile_cache=compiled"),
     "run.shard": "run.shard=true",
     "run.save_every": "run.save_every=1",
     "run.keep_last": (["run.save_every=1"], "run.keep_last=1"),

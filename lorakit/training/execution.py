@@ -4,14 +4,19 @@ None of it changes what is computed but for rounding, and each is done or refuse
 """
 
 import contextlib
+import functools
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from lorakit.core.errors import InputError
+from lorakit.core.files import printable
 
 Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 Attention = Literal["auto", "fastest", "flash", "efficient", "cudnn", "math"]
@@ -54,11 +59,39 @@ def lay_channels_last(module: nn.Module) -> None:
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Makes torch compile the transformer blocks of `module` when they first run, once for each size of picture."""
+def compile_blocks(module: nn.Module, *, cache: Path | None = None) -> None:
+    """Makes torch compile the transformer blocks of `module` when they first run, once for each size of picture.
+
+    What it makes of them it looks for and leaves in the folder `cache`; None: in one that ends with this process.
+    """
+    # else torch shares a folder in /tmp, of a name that everyone can guess, and reads the pickles that lie there
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private(cache, key="run.compile_cache")) if cache else _passing().name
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for block in blocks_of(module, key="run.compile"):
         block.compile(backend=BACKEND, dynamic=False)
+
+
+def private(folder: Path, *, key: str) -> Path:
+    """`folder`, made if it is not there. Raises InputError, which names the setting `key`, where others may write."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise InputError(
+            f"{key} = {printable(folder)} cannot be had ({error.strerror}): name another folder."
+        ) from None
+    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise InputError(
+            f"{key} = {printable(folder)}: others may write there, and what lies there is run as code: name a folder "
+            "of your own (chmod go-w)."
+        )
+    return folder
+
+
+@functools.cache
+def _passing() -> "tempfile.TemporaryDirectory[str]":
+    """A folder of one's own that goes when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="lorakit-compiled-", ignore_cleanup_errors=True)
 
 
 def blocks_of(module: nn.Module, *, key: str) -> list[nn.Module]:

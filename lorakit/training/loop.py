@@ -67,6 +67,9 @@ class RunSettings(core_settings.Settings):
     compile: bool = False
     """Compile the backbone's transformer blocks: minutes at the start, once for each size of picture, then faster. What
     is computed stays the same but for rounding."""
+    compile_cache: Neutral[str | None] = Field(None, min_length=1)
+    """Where what is compiled is kept for other runs, in a folder of your own: torch's files, pickles and code among
+    them, which are run when they are read. Left out: nothing is kept. Needs `compile`."""
     shard: Neutral[bool] = False
     """Share the frozen backbone's weights out over the processes (FSDP2), for a model that does not fit one GPU; each
     block is gathered when it runs. Adapters stay whole. What is computed stays the same but for rounding."""
@@ -111,6 +114,12 @@ class RunSettings(core_settings.Settings):
             )
         if self.offload and self.compile:
             raise ValueError("offload and compile do not go together: remove one of them.")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_for_something(self) -> "RunSettings":
+        if self.compile_cache and not self.compile:
+            raise ValueError("compile_cache has no effect without compile = true: remove it, or set that.")
         return self
 
     @model_validator(mode="after")

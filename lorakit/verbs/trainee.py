@@ -142,7 +142,7 @@ def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Mod
     if recipe.run.channels_last:
         use_channels_last(backbone)
     if recipe.run.compile:
-        compile_blocks(backbone)
+        compile_blocks(backbone, cache=Path(recipe.run.compile_cache) if recipe.run.compile_cache else None)
 
 
 def make_trainee(

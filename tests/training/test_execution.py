@@ -1,5 +1,10 @@
 """How the backbone is executed: what is said is done, and what cannot be is refused by its key."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +14,8 @@ from lorakit.core.errors import InputError
 from lorakit.families import FAMILIES
 from lorakit.training import execution
 from lorakit.training.execution import attention, compile_blocks, explained, use_channels_last
+
+ROOT = Path(__file__).parents[2]
 
 
 class Block(nn.Module):
@@ -60,13 +67,37 @@ def test_a_kernel_that_is_not_there_is_told_by_its_key() -> None:
     assert explained(RuntimeError("something else")) is None
 
 
-def test_compiled_blocks_compute_the_same() -> None:
+def test_compiled_blocks_compute_the_same_and_are_kept_where_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model, x = Model(), torch.randn(3, 8)
-    plain = model(x)
-    compile_blocks(model)
+    plain, cache = model(x), tmp_path / "a" / "cache"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    compile_blocks(model, cache=cache)
     assert all(block._compiled_call_impl is not None for block in model.blocks)
     torch.testing.assert_close(model(x), plain, rtol=1e-6, atol=1e-6)
+    assert any(cache.rglob("*.py")) and any((cache / "fxgraph").rglob("*")) and cache.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_compiled_goes_with_the_process_unless_it_is_to_be_kept() -> None:
+    ask = "import os; from lorakit.training import execution as e; from tests.training.test_execution import Model; "
+    ask += "e.compile_blocks(Model()); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("lorakit-compiled-") and not folder.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_folder_where_others_may_write_is_no_place_for_code(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(InputError, match=r"run\.compile_cache = .*shared: others may write there"):
+        compile_blocks(Model(), cache=shared)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"run\.compile_cache = .*cannot be had"):
+        compile_blocks(Model(), cache=tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
