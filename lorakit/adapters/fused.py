@@ -121,8 +121,8 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 class _LowRank(torch.autograd.Function):
-    """Of x (…, inputs) in the precision that is computed in. The base is frozen, and asked anew for its weights, which
-    it may keep packed."""
+    """Of x (…, inputs) in the precision that is computed in. The base is frozen, and may keep its weights packed: they
+    are made anew on the way back, of those that it has now. A base that waits in the CPU's memory has others then."""
 
     @staticmethod
     def forward(
@@ -135,15 +135,16 @@ class _LowRank(torch.autograd.Function):
             inner = rows @ a.t()
             y = products.times(rows, low=(inner, b.t(), scale))
         else:
-            weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
+            held: Any = getattr(base, "held", None)
+            ctx.weight = held() if held else base.weight.to
+            weight, bias = ctx.weight(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
             if _folds(rows, base.in_features):
                 y = F.linear(rows, torch.addmm(weight, b, a, alpha=scale), bias)
             else:
                 y, inner = F.linear(rows, weight, bias), rows @ a.t()
                 y.addmm_(inner, b.t(), alpha=scale)
         ctx.save_for_backward(rows, inner, a, b)
-        ctx.base, ctx.products, ctx.scale, ctx.shape = base, products, scale, x.shape
-        ctx.dtypes = first.dtype, second.dtype
+        ctx.products, ctx.scale, ctx.shape, ctx.dtypes = products, scale, x.shape, (first.dtype, second.dtype)
         return y.view(*x.shape[:-1], base.out_features)
 
     @staticmethod
@@ -159,10 +160,10 @@ class _LowRank(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # not before the first adapter
             if ctx.products:
                 of_x = ctx.products.times_back(of_y, low=(of_inner, a, 1.0))
-            elif _folds(of_y, ctx.base.out_features):
-                of_x = of_y @ torch.addmm(ctx.base.weight.to(of_y.dtype), b, a, alpha=ctx.scale)
+            elif _folds(of_y, of_y.shape[1]):
+                of_x = of_y @ torch.addmm(ctx.weight(of_y.dtype), b, a, alpha=ctx.scale)
             else:
-                of_x = (of_y @ ctx.base.weight.to(of_y.dtype)).addmm_(of_inner, a)
+                of_x = (of_y @ ctx.weight(of_y.dtype)).addmm_(of_inner, a)
             of_x = of_x.view(ctx.shape)
         return of_x, of_first, of_second, None, None, None
 

@@ -8,6 +8,7 @@ multiplies in 8 bits is eightbit.py.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -63,7 +64,12 @@ class QuantizedLinear(nn.Linear):
         return self.unpacked(self.like.dtype)
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
-        return _unpacked(self.packed, self.scales, (self.out_features, self.in_features), dtype, self.kind)
+        return self.held()(dtype)
+
+    def held(self) -> Callable[[torch.dtype], Tensor]:
+        """What unpacks the weights that the layer has now: while it waits in the CPU's memory, it has others."""
+        shape = self.out_features, self.in_features
+        return functools.partial(_unpacked, self.packed, self.scales, shape, kind=self.kind)
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.bias, self)

@@ -2,13 +2,14 @@
 
 `losses`: trainings at the same draws, in bf16 with and without it, of a base of a true shape with random weights: how
 far their losses are apart, of all steps together and of the worst hundred.
-`demo`: `lorakit demo` with and without it: what the judge sees of the subject, and of what was to be kept.
+`subject`: the demo's subject taught to the embedded base with and without it, nothing held on to: what the judge sees
+of it and of old things, as in `scripts/preservation.py`.
 `products`: a layer with its adapter, forward and backward, in turns with the same in bf16 (without a GPU fp32).
 `kernels`: compiles the Triton kernels for GPUs that need not be there, and says which instructions multiply.
 A whole step is what `scripts/bench/train.py steps --set model.compute=…` measures.
 
     OMP_NUM_THREADS=1 python scripts/bench/compute.py losses --steps 500 --side 128 --json build/losses.json
-    OMP_NUM_THREADS=1 python scripts/bench/compute.py demo products
+    OMP_NUM_THREADS=1 python scripts/bench/compute.py subject products
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -79,38 +81,29 @@ def measure_losses(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return found
 
 
-# -- the demo ----------------------------------------------------------------------------------------------------------
+# -- the demo's subject ------------------------------------------------------------------------------------------------
 
 
-def measure_demo(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from dataclasses import asdict
+def measure_subject(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import preservation
 
-    from lorakit.recipe import load_recipe
-    from lorakit.verbs import demo
+    from lorakit.core.files import make_folder
 
     found: dict[str, Any] = {}
-    print("| demo | subject | backgrounds | old prompts | traces | mean loss, last 100 steps | apart |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    of_plain: list[float] = []
-    for name in ("none", *KINDS):
-        more = [] if name == "none" else [f"model.compute={name}"]
-        demo.load_recipe = lambda path, *, overrides, more=more: load_recipe(path, overrides=[*overrides, *more])
-        try:
-            scores = asdict(demo.demo(folder / name).after)
-        except demo.NotLearned as error:
-            print(error, file=sys.stderr)
-            scores = json.loads((folder / name / "demo.json").read_text())["after"]
-        finally:
-            demo.load_recipe = load_recipe
-        losses = losses_of(folder / name / "run")
-        of_plain = of_plain or losses
-        found[name] = {**scores, "losses": losses}
-        shares = " | ".join(f"{scores[key]:.1%}" for key in ("subject", "backgrounds", "old", "traces"))
-        label = "as it is" if name == "none" else f"`model.compute={name}`"
-        print(
-            f"| {label} | {shares} | {statistics.mean(losses[-100:]):.4f} | {apart(losses, of_plain)[0]:.2%} |",
-            flush=True,
-        )
+    print("| subject, 300 steps | subject | backgrounds | old prompts | traces | drift | mean loss | apart |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for kind in (None, *KINDS):
+        label = f"`model.compute={kind}`" if kind else "as it is"
+        asked = preservation.recipe("nothing", make_folder(folder / str(kind)), steps=300)
+        asked = replace(asked, model=asked.model.model_copy(update={"compute": kind}))
+        adapter, _ = preservation.trained(asked)
+        losses = losses_of(adapter.parent)
+        far, _ = apart(losses, found["None"]["losses"] if kind else losses)
+        scores = preservation.scored(adapter, folder)
+        found[str(kind)] = {**scores, "losses": losses}
+        shares = " | ".join(f"{scores[key]:.0%}" for key in ("subject", "backgrounds", "old", "traces"))
+        drift, mean = 1000 * scores["drift"], statistics.mean(losses)
+        print(f"| {label} | {shares} | {drift:.1f} | {mean:.5f} | {far:.3%} |", flush=True)
     return found
 
 
@@ -224,7 +217,7 @@ def measure_kernels(args: argparse.Namespace, folder: Path) -> list[dict[str, An
 
 MEASURES: dict[str, Callable[[argparse.Namespace, Path], Any]] = {
     "losses": measure_losses,
-    "demo": measure_demo,
+    "subject": measure_subject,
     "products": measure_products,
     "kernels": measure_kernels,
 }

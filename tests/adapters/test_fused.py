@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lorakit.adapters.state import (
     replaced,
     trainable_parameters,
 )
+from lorakit.families.quantized import QuantizedLinear
 
 IN, OUT, RANK = 6, 10, 3
 ROWS = {"few rows": 4, "more than inputs": 8, "more than outputs": 24}
@@ -35,7 +37,14 @@ class Packed(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.packed * 1.0
+        return self.held()(torch.float64)
+
+    def held(self) -> Callable[[torch.dtype], Tensor]:
+        return partial(self.unpacked, self.packed)
+
+    @staticmethod
+    def unpacked(packed: Tensor, dtype: torch.dtype) -> Tensor:
+        return packed.to(dtype) * 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
@@ -181,8 +190,24 @@ def test_nothing_is_computed_for_an_input_that_learns_nothing(monkeypatch: pytes
     base = Packed()
     _, fused = pair(base)
     y = fused(torch.randn(4, IN, dtype=torch.float64))
-    monkeypatch.setattr(Packed, "weight", property(lambda self: pytest.fail("the base was asked")))
+    monkeypatch.setattr(Packed, "unpacked", lambda *_: pytest.fail("weights were unpacked"))
     y.sum().backward()
+
+
+@pytest.mark.parametrize("base", [nn.Linear, Packed, "quantised"])
+def test_it_goes_back_with_the_weights_that_it_came_with(base: Any) -> None:
+    """A block that waits in the CPU's memory has gone there before its backward pass."""
+    made = Packed() if base is Packed else nn.Linear(IN, OUT, dtype=torch.float64).requires_grad_(False)
+    _, fused = pair(QuantizedLinear(made, "int8") if base == "quantised" else made)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    wanted = learned(fused, x)
+
+    def gone(model: nn.Module, *_: Any) -> None:
+        for held in (model[0].base_layer._parameters, model[0].base_layer._buffers):
+            held.update(dict.fromkeys(held))
+
+    fused.register_forward_hook(gone)
+    assert all(map(torch.equal, learned(fused, x), wanted))
 
 
 def test_a_base_without_its_adapter_is_the_base() -> None:
