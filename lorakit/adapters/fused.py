@@ -1,10 +1,11 @@
-"""LoRA beside a linear layer as one operation: y = W x + b + s · B A x, with forward and backward written out.
+"""LoRA beside a layer as one operation: y = W x + b + s · B A x, with forward and backward written out.
 
 peft computes the same as six operations: the base's output, the adapter's, that times s and the sum are each a tensor
 of the output's size. Here there is one of them, forward and backward. Where there are more rows than W has inputs
 (outputs, on the way back), W + s · B A is made first, which is cheaper than going through the adapter with each row;
 only in fp32 and fp64, since a small change would be lost in bf16's rounding of W. A base that multiplies in its own way
-adds the adapter's product too. Not here: convolutions, dropout, DoRA and several adapters at once, which stay peft's.
+adds the adapter's product too. Of a convolution A is a convolution of the same kind, and B a product over channels.
+Not here: grouped and dilated convolutions, dropout, DoRA and several adapters at once, which stay peft's.
 """
 
 from collections import Counter
@@ -93,13 +94,17 @@ class _Copy:
 
 def _reason(layer: Any) -> str | None:
     """Why the layer's adapter is left to peft, or None."""
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import Conv2d, Linear
 
-    if type(layer) is not Linear:
-        return "a convolution" if isinstance(layer.base_layer, nn.Conv2d) else "another kind of layer"
     base, names = layer.base_layer, list(layer.r)
-    if not isinstance(base, nn.Linear) or type(base.weight) not in (nn.Parameter, Tensor):
+    if type(layer) not in (Linear, Conv2d):
+        return "another kind of layer"
+    if not isinstance(base, (nn.Linear, nn.Conv2d)) or type(base.weight) not in (nn.Parameter, Tensor):
         return "another library's weights"
+    if isinstance(base, nn.Conv2d) and (base.groups != 1 or base.dilation != (1, 1)):
+        return "a grouped or dilated convolution"
+    if isinstance(base, nn.Conv2d) and (isinstance(base.padding, str) or base.padding_mode != "zeros"):
+        return "a convolution that pads otherwise"
     if len(names) != 1:
         return "several adapters"
     if layer.lora_variant or layer.lora_B[names[0]].bias is not None:
@@ -112,11 +117,13 @@ def _reason(layer: Any) -> str | None:
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     names, kind = layer.active_adapters, x.device.type
     as_planned = len(layer.r) == len(names) == 1 and not (args or kwargs or layer.disable_adapters or layer.merged)
+    operation = _LowRankConvolution if isinstance(layer.base_layer, nn.Conv2d) else _LowRank
+    as_planned &= operation is _LowRank or x.dim() == 4
     if as_planned and not torch.compiler.is_compiling():  # a compiler fuses by itself
         first, second = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         if torch.is_autocast_enabled(kind) or first.dtype == dtype:
-            return _LowRank.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]], layer.rounded)
+            return operation.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]], layer.rounded)
     return type(layer).forward(layer, x, *args, **kwargs)
 
 
@@ -138,7 +145,7 @@ class _LowRank(torch.autograd.Function):
             held: Any = getattr(base, "held", None)
             ctx.weight = held() if held else base.weight.to
             weight, bias = ctx.weight(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
-            if _folds(rows, base.in_features):
+            if _folds(len(rows), base.in_features, x.dtype):
                 y = F.linear(rows, torch.addmm(weight, b, a, alpha=scale), bias)
             else:
                 y, inner = F.linear(rows, weight, bias), rows @ a.t()
@@ -160,7 +167,7 @@ class _LowRank(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # not before the first adapter
             if ctx.products:
                 of_x = ctx.products.times_back(of_y, low=(of_inner, a, 1.0))
-            elif _folds(of_y, of_y.shape[1]):
+            elif _folds(len(of_y), of_y.shape[1], of_y.dtype):
                 of_x = of_y @ torch.addmm(ctx.weight(of_y.dtype), b, a, alpha=ctx.scale)
             else:
                 of_x = (of_y @ ctx.weight(of_y.dtype)).addmm_(of_inner, a)
@@ -168,6 +175,55 @@ class _LowRank(torch.autograd.Function):
         return of_x, of_first, of_second, None, None, None
 
 
-def _folds(rows: Tensor, features: int) -> bool:
+class _LowRankConvolution(torch.autograd.Function):
+    """Of x (B, inputs, H, W) in the precision that is computed in; the base is frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: nn.Conv2d, scale: float, rounded: Rounded
+    ) -> Tensor:
+        a, b = rounded(first, x.dtype), rounded(second, x.dtype)
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        ctx.weight = base.weight.to  # of these very weights, as above
+        y = F.conv2d(x, ctx.weight(x.dtype), bias, base.stride, base.padding)
+        inner = F.conv2d(x, a, None, base.stride, base.padding)
+        of_channels, low, up = y.view(*y.shape[:2], -1), inner.flatten(2), b.flatten(1).expand(len(x), -1, -1)
+        if of_channels.is_contiguous():
+            of_channels.baddbmm_(up, low, alpha=scale)
+        else:  # channels-last: what is written to has to lie in order, or bf16 is a thousand times slower on a CPU
+            of_channels.mT.baddbmm_(low.mT, up.mT, alpha=scale)
+        ctx.save_for_backward(x, inner, a, b)
+        ctx.base, ctx.scale, ctx.dtypes = base, scale, (first.dtype, second.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, a, b = ctx.saved_tensors
+        of_y, up, asked = gradient.flatten(2), b.flatten(1), ctx.needs_input_grad[0]
+        of_inner = torch.bmm(up.t().expand(len(x), -1, -1), of_y).mul_(ctx.scale).view(inner.shape)
+        of_second = torch.bmm(of_y, inner.flatten(2).mT).sum(0, dtype=ctx.dtypes[1]).mul_(ctx.scale).view(b.shape)
+        # making a convolution's weights costs less arithmetic than memory
+        folds = _folds(of_y.numel() // len(up), 4 * len(up), of_y.dtype)
+        of_x, of_first = _of_convolution(of_inner, x, a, ctx.base, asked=(asked and not folds, True))
+        if asked:  # not before the first adapter
+            weight = ctx.weight(of_y.dtype)
+            if folds:
+                weight = weight.add((up @ a.flatten(1)).view_as(weight), alpha=ctx.scale)
+            through, _ = _of_convolution(gradient, x, weight, ctx.base, asked=(True, False))
+            of_x = through if folds else through.add_(of_x)
+        return of_x, of_first.to(ctx.dtypes[0]), of_second, None, None, None
+
+
+def _of_convolution(
+    of_y: Tensor, x: Tensor, weight: Tensor, base: nn.Conv2d, *, asked: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the weight of a convolution of the base's kind, as far as they are `asked` for."""
+    kind = (base.stride, base.padding, base.dilation, False, (0, 0), base.groups)
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(of_y, x, weight, None, *kind, (*asked, False))
+    return of_x, of_weight
+
+
+def _folds(rows: int, features: int, dtype: torch.dtype) -> bool:
     """Whether W + s · B A costs less than the adapter's products, of which the one with `features` goes."""
-    return len(rows) > features and rows.dtype in (torch.float32, torch.float64)
+    return rows > features and dtype in (torch.float32, torch.float64)

@@ -85,7 +85,7 @@ class Settings(_Part):
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps high ranks learning."""
     fused: bool = True
-    """Compute linear layers and their adapters as one operation, the same up to rounding, where that is possible."""
+    """Compute layers and their adapters as one operation, the same up to rounding, where that is possible."""
     text_encoder: PartSettings | None = None
     """An adapter in the text encoders too. Left out: they stay frozen."""
 

@@ -5,7 +5,7 @@
 Parts are measured inside a real `lorakit train`, in CPU seconds of all processes; on a GPU in the clock's seconds, with
 a synchronisation around each part, which a training has not. The frozen model's forward is measured once more by
 itself: what the training's forward takes beyond it are the adapters, the loss and the recording for the way back.
-Casts are what torch's profiler counts in a further step.
+Casts, and what autograd keeps for the way back, are counted in a further step.
 
 Operations are those that a step needs, whatever it does: of the products with frozen weights and the convolutions one
 forward and one on the way back, for the gradient of what went in (a frozen weight has none); of attention's two
@@ -114,6 +114,7 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
 
     import lorakit.training.step as step
     import lorakit.verbs.train as verb
+    from lorakit.training.savings import counted
 
     taken: dict[str, list[float]] = defaultdict(list)
     found: dict[str, Any] = {}
@@ -126,11 +127,11 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
                 started = clock()
                 yield following()
                 taken["step"].append(clock() - started)
-            with profile() as profiled:
+            with profile() as profiled, counted(trainee) as kept:
                 yield (plan := next(plans))
             casts = {event.key: event.count for event in profiled.key_averages() if event.key in CASTS}
             base, needed = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
-            found.update(base=statistics.median(base), operations=needed, casts=casts)
+            found.update(base=statistics.median(base), operations=needed, casts=casts, kept=kept.bytes)
             found["ceiling"] = ceiling(trainee.family.dtype, trainee.device)
             raise Enough
 
@@ -159,6 +160,7 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
         "operations": found["operations"],
         "ceiling": found["ceiling"],
         "casts": found["casts"],
+        "kept": found["kept"],
     }
 
 
@@ -180,13 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = ["run.check_model=false", f"run.steps={args.steps + WARM + 2}", *args.set]
         found = parts(load_recipe(written(args, Path(folder), "profile"), overrides=said), steps=args.steps)
     operations, most, whole = found["operations"], found["ceiling"], found["step"]
-    for name, seconds in list(found.items())[:-3]:
+    for name, seconds in list(found.items())[:-4]:
         print(f"| {name} | {1000 * seconds:.1f} ms | {100 * seconds / whole:.1f} % |")
     print(
         f"{operations / 1e9:.1f} G operations a step, {operations / whole / 1e9:.1f} G a second: "
         f"{100 * operations / whole / most:.0f} % of the {most / 1e9:.1f} G of a matrix product of {SIDE}³"
     )
     print("casts in a step: " + ", ".join(f"{found['casts'].get(key, 0)} {words}" for key, words in CASTS.items()))
+    print(f"kept for the backward pass: {found['kept'] / 2**20:.1f} MiB")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found, indent=1) + "\n")

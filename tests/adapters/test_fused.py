@@ -26,6 +26,14 @@ from lorakit.families.quantized import QuantizedLinear
 
 IN, OUT, RANK = 6, 10, 3
 ROWS = {"few rows": 4, "more than inputs": 8, "more than outputs": 24}
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "1×1": {"kernel_size": 1},
+    "3×3": {"kernel_size": 3, "padding": 1},
+    "every other": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "uneven": {"kernel_size": (3, 5), "padding": (0, 2), "stride": (2, 1), "bias": False},
+}
+SIDES = {"few pixels": 4, "many more than outputs": 10}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 class Packed(nn.Linear):
@@ -63,6 +71,10 @@ def pair(base: nn.Module | None = None, *, dropout: float = 0.0) -> tuple[nn.Mod
     return model.train(), fused.train()
 
 
+def learning(model: nn.Module) -> list[Tensor]:
+    return list(trainable_parameters({"m": model}).values())
+
+
 def learned(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The output and the gradients of x, A and B."""
     x = x.clone().requires_grad_()
@@ -91,6 +103,55 @@ def test_its_gradients_are_those_of_its_output(rows: int) -> None:
     assert torch.autograd.gradcheck(lambda x, *_: fused(x), (x, *weights))
 
 
+def convolution(kind: dict[str, Any], layout: torch.memory_format) -> nn.Module:
+    made = nn.Conv2d(IN, OUT, **kind, dtype=torch.float64)
+    return made.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("kind", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_is_what_peft_computes(kind: dict[str, Any], side: int, layout: torch.memory_format) -> None:
+    plain, fused = pair(convolution(kind, layout))
+    x = torch.randn(3, IN, side, side, dtype=torch.float64).contiguous(memory_format=layout)
+    assert "LowRankConvolution" in str(fused(x).grad_fn)
+    for one, other in zip(learned(fused, x), learned(plain, x), strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert all(model(x).is_contiguous(memory_format=layout) for model in (plain, fused))
+
+
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("kind", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolutions_gradients_are_those_of_its_output(kind: dict[str, Any], side: int) -> None:
+    _, fused = pair(convolution(kind, torch.contiguous_format))
+    x = torch.randn(1, IN, side, side, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: fused(x), (x, *learning(fused)), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_convolution_in_bf16_keeps_its_input_once(layout: torch.memory_format) -> None:
+    plain, fused = (model.float() for model in pair(convolution(CONVOLUTIONS["3×3"], layout)))
+    for model in (plain, fused):
+        model[0].base_layer.bfloat16()  # type: ignore[union-attr]
+    x = torch.randn(2, IN, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=layout)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, ours = learned(plain, x), learned(fused, x)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            fused(x)
+    assert sum(kept.values()) == x.nbytes + x.nbytes * RANK // IN, "and what A makes of it"
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).abs().max() < 0.02 * other.abs().max()
+
+
 def test_under_autocast_it_computes_in_bf16_and_gives_gradients_in_fp32() -> None:
     plain, fused = (model.float() for model in pair(nn.Linear(IN, OUT)))
     for model in (plain, fused):
@@ -115,10 +176,6 @@ class Casts(TorchDispatchMode):
         if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten._foreach_copy_, torch.ops.aten.copy_):
             self.counted[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
-
-
-def learning(model: nn.Module) -> list[Tensor]:
-    return list(trainable_parameters({"m": model}).values())
 
 
 def in_bf16(layers: int = 2) -> nn.Module:
@@ -194,12 +251,24 @@ def test_nothing_is_computed_for_an_input_that_learns_nothing(monkeypatch: pytes
     y.sum().backward()
 
 
-@pytest.mark.parametrize("base", [nn.Linear, Packed, "quantised"])
+def test_no_gradient_of_pictures_is_computed_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = pair(convolution(CONVOLUTIONS["3×3"], torch.contiguous_format))
+    backward, asked = torch.ops.aten.convolution_backward, []
+    monkeypatch.setattr(
+        torch.ops.aten, "convolution_backward", lambda *args: (asked.append(args[-1]), backward(*args))[1]
+    )
+    fused(torch.randn(2, IN, 4, 4, dtype=torch.float64)).sum().backward()
+    assert asked == [(False, True, False)]
+
+
+@pytest.mark.parametrize("base", [nn.Linear, Packed, "quantised", "convolution"])
 def test_it_goes_back_with_the_weights_that_it_came_with(base: Any) -> None:
     """A block that waits in the CPU's memory has gone there before its backward pass."""
-    made = Packed() if base is Packed else nn.Linear(IN, OUT, dtype=torch.float64).requires_grad_(False)
-    _, fused = pair(QuantizedLinear(made, "int8") if base == "quantised" else made)
+    made: nn.Module = Packed() if base is Packed else nn.Linear(IN, OUT, dtype=torch.float64).requires_grad_(False)
     x = torch.randn(4, IN, dtype=torch.float64)
+    if base == "convolution":
+        made, x = convolution(CONVOLUTIONS["3×3"], torch.contiguous_format).requires_grad_(False), x.view(1, IN, 2, 2)
+    _, fused = pair(QuantizedLinear(made, "int8") if base == "quantised" else made)
     wanted = learned(fused, x)
 
     def gone(model: nn.Module, *_: Any) -> None:
@@ -229,9 +298,22 @@ def test_a_second_adapter_counts() -> None:
     assert fuse(plain) == {"several adapters": 1}
 
 
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd")
 def test_what_is_left_to_peft_is_told() -> None:
     plain, _ = pair(dropout=0.5)
     assert fuse(plain) == {"dropout": 1}
-    convolution = nn.Sequential(nn.Conv2d(4, 4, 1))
-    inject_layers(convolution, {"0": LayerPlan(rank=1, alpha=1.0)})
-    assert fuse(convolution) == {"a convolution": 1}
+    for kind, reason in {
+        "groups": (2, "a grouped or dilated convolution"),
+        "dilation": (2, "a grouped or dilated convolution"),
+        "padding_mode": ("circular", "a convolution that pads otherwise"),
+        "padding": ("same", "a convolution that pads otherwise"),
+    }.items():
+        model = nn.Sequential(nn.Conv2d(4, 4, 3, **{kind: reason[0]}))  # type: ignore[arg-type]
+        inject_layers(model, {"0": LayerPlan(rank=2, alpha=1.0)})
+        assert fuse(model) == {reason[1]: 1}
+
+
+def test_a_single_picture_without_a_batch_is_convolved_too() -> None:
+    plain, fused = pair(convolution(CONVOLUTIONS["3×3"], torch.contiguous_format))
+    x = torch.randn(IN, 4, 4, dtype=torch.float64)
+    assert torch.equal(fused(x), plain(x))

@@ -144,6 +144,7 @@ def test_the_parts_of_a_step_make_it_up(tmp_path: Path) -> None:
     profile.main([*TINY, "--steps", "3", "--set", "run.precision=bf16", "run.accumulate=2", "--json", str(file)])
     found = json.loads(file.read_text())
     assert found.pop("casts")["aten::_foreach_copy_"] == 1, "all adapters together"
+    assert found.pop("kept") > 0
     operations, ceiling, step = (found.pop(name) for name in ("operations", "ceiling", "step"))
     assert sum(found.values()) == pytest.approx(step)
     assert found["the frozen forward"] > 0 and found["backward"] > 0 and operations / step < ceiling

@@ -22,6 +22,14 @@ LEVERS = {
     "model.compute=int8": 1e-2,
     "model.compute=fp8": 1e-2,
 }
+# the same where convolutions are adapted as well
+CONVOLUTIONS = "adapter.targets=all+conv"
+GOLDEN_OF_CONVOLUTIONS = [1.049793004989624, 1.1707862615585327, 1.008888602256775, 1.0519459247589111]
+LEVERS_OF_CONVOLUTIONS = {
+    "adapter.fused=true": 1e-5,
+    "adapter.fused=true run.channels_last=true": 1e-5,
+    "adapter.fused=true run.precision=bf16": 2e-2,
+}
 
 
 @pytest.fixture
@@ -42,3 +50,10 @@ def test_golden_loss(losses: Callable[..., list[float]]) -> None:
     assert plain == pytest.approx(GOLDEN, rel=OTHER_MACHINES)
     for number, (lever, bound) in enumerate(LEVERS.items()):
         assert losses(str(number), lever) == pytest.approx(plain, rel=bound, abs=0), lever
+
+
+def test_golden_loss_of_convolutions(losses: Callable[..., list[float]]) -> None:
+    plain = losses("plain", CONVOLUTIONS)
+    assert plain == pytest.approx(GOLDEN_OF_CONVOLUTIONS, rel=OTHER_MACHINES)
+    for number, (lever, bound) in enumerate(LEVERS_OF_CONVOLUTIONS.items()):
+        assert losses(str(number), CONVOLUTIONS, *lever.split()) == pytest.approx(plain, rel=bound, abs=0), lever
