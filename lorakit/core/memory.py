@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import mmap
 import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def give_back() -> None:
@@ -17,6 +19,21 @@ def give_back() -> None:
 def is_lack(error: BaseException) -> bool:
     """Whether `error` says that memory was lacking; torch has a class of its own for it on GPUs alone."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def leave_file(tensor: Tensor) -> None:
+    """Takes `tensor`, if it lies in the memory map of a file (Linux), out of memory: the map, which stays as long as
+    any of the file's tensors, would keep it resident. Read again it is as it was in the file."""
+    first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    with contextlib.suppress(AttributeError, OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            span, _, _, _, _, *path = line.split(maxsplit=5)
+            start, stop = (int(address, 16) for address in span.split("-"))
+            if path and path[0].startswith("/") and start <= first and end <= stop:
+                first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+                if first < end:  # whole pages: neighbours share the outer ones
+                    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+                return
 
 
 def forget_peak() -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorakit.core.memory import leave_file
+
 Kind = Literal["nf4", "int8", "fp8"]
 BLOCK = 64  # numbers that share a scale in nf4
 
@@ -51,6 +53,7 @@ class QuantizedLinear(nn.Linear):
         self.register_buffer("like", layer.weight.new_empty(0), persistent=False)  # goes along with `.to(dtype)`
         self.bias = layer.bias
         self.train(layer.training)
+        leave_file(layer.weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         scales = self.scales.data

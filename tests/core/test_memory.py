@@ -1,12 +1,15 @@
 """Memory that was freed is the system's again."""
 
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from lorakit.core.memory import give_back, peak
+from lorakit.core.memory import give_back, leave_file, peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's affair")
@@ -24,3 +27,24 @@ def test_what_is_freed_is_given_back() -> None:
     assert full - before > 50 << 20
     assert resident() - before < 10 << 20
     assert last[0] == 1 and (peak() or 0) > full - (4 << 20), "the system counts in steps"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="told by Linux alone")
+def test_what_leaves_its_file_is_not_resident_and_comes_back(tmp_path: Path) -> None:
+    written = {name: torch.rand(1 << 22) for name in "abc"}  # 16 MB each
+    save_file(written, tmp_path / "weights.safetensors")
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in "abc"}
+
+    def of_files() -> int:
+        return psutil.Process().memory_info().shared
+
+    assert all(tensors[name].equal(written[name]) for name in "abc")
+    before = of_files()
+    leave_file(tensors["b"])
+    assert 15 << 20 < before - of_files() < 17 << 20
+    assert tensors["b"].equal(written["b"]) and of_files() > before - (1 << 20)
+    own = torch.rand(1 << 22)
+    copy = own.clone()
+    leave_file(own)
+    assert own.equal(copy), "in no file"
