@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import torch
 
-from lorakit.optimizers.common import Adam, Bitsandbytes
+from lorakit.optimizers.common import Adam, EightBits
 
 
-class Settings(Bitsandbytes, Adam):
+class Settings(EightBits, Adam):
     kind: Literal["adamw8bit"] = "adamw8bit"
     """AdamW with its moments in 8 bits; those of tensors below 4,096 weights stay in 32."""
 

@@ -1,6 +1,6 @@
 """What all optimizers' settings share: the rate, clipping, the schedule, and the library that does the work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Annotated, ClassVar
 
@@ -33,6 +33,10 @@ class Common(core_settings.Settings):
     def state_size(self) -> float:
         """How many 32-bit numbers it keeps for each weight, at most."""
         return 2.0
+
+    def state_of(self, sizes: Sequence[int]) -> float:
+        """How many 32-bit numbers it keeps for tensors of so many weights."""
+        return self.state_size * sum(sizes)
 
     def advice(self) -> list[str]:
         """What is allowed, and hardly meant."""
@@ -76,6 +80,15 @@ class Bitsandbytes(Common):
                 "optimizer.paged moves state between a GPU and main memory, and there is no GPU: leave it out."
             )
         return found
+
+
+class EightBits(Bitsandbytes):
+    """Of those with a state in 8 bits, that of tensors below 4,096 weights in 32."""
+
+    def state_of(self, sizes: Sequence[int]) -> float:
+        in_bytes = sum(size for size in sizes if size >= 4096)
+        # a byte for each number, and for each 256 a scale
+        return self.state_size * (sum(sizes) - in_bytes * (1 - 1 / 4 - 1 / 256))
 
 
 def without_decay(settings: Common, reason: str) -> None:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import torch
 
 from lorakit.optimizers import lion
+from lorakit.optimizers.common import EightBits
 
 
-class Settings(lion.SignSettings):
+class Settings(lion.SignSettings, EightBits):
     kind: Literal["lion8bit"] = "lion8bit"
     """Lion with its momentum in 8 bits; that of tensors below 4,096 weights stays in 32."""
 

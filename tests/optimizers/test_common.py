@@ -137,9 +137,14 @@ def test_the_state_is_of_the_size_that_it_is_said_to_be(case: str) -> None:
     trained = after(case, 2, shapes=shapes)
     tensors, _ = optimizer_state(trained.optimizer, trained.parameters)
     numbers = {name: sum(t.nbytes for key, t in tensors.items() if key.startswith(name)) / 4 for name in shapes}
-    said = OPTIMIZERS.module(trained.kind).Settings(**CASES[case]).state_size
+    settings = OPTIMIZERS.module(trained.kind).Settings(**CASES[case])
     most = max(number / math.prod(shapes[name]) for name, number in numbers.items())
-    assert said / 4 < most <= said + 0.02  # a counter beside it
+    assert settings.state_size / 4 < most <= settings.state_size + 0.02  # a counter beside it
+    small = "8bit" in trained.kind
+    for name, number in numbers.items():
+        said = settings.state_of([math.prod(shapes[name])])
+        assert number <= said + 2 + 512 * small, name  # code books, of which there is one for all of a kind
+        assert not small or said / 2 < number, name
 
 
 def test_shared_settings_are_no_optimizer() -> None:
