@@ -6,6 +6,7 @@ What does not fit into memory fails there at once instead of hours later, when t
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,14 +19,21 @@ from lorakit.core.files import size
 from lorakit.core.processes import gather_objects
 from lorakit.core.types import Batch
 from lorakit.training.execution import explained
-from lorakit.training.savings import counted, savings
+from lorakit.training.savings import Kept, counted, savings
 from lorakit.training.step import Trainee, forward_backward, ready
 
 _GIB = 1 << 30
 
 
 class TooLarge(InputError):
-    """A micro step does not fit into memory."""
+    """A micro step does not fit into memory: it took `peak` bytes, if that is known, and settings would have `saved`
+    so many."""
+
+    def __init__(
+        self, problems: str | Sequence[str], *, peak: int | None = None, saved: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(problems)
+        self.peak, self.saved = peak, saved or {}
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,13 @@ class DryReport:
     """What a micro step of `examples` pictures of the size `bucket` (width, height) costs: `seconds`, and memory.
 
     `peak_bytes` of `total_bytes` is what torch took of the GPU; without one, what this process took in all, if the
-    system says. `weights` is how many are trained.
+    system says. `kept_bytes` wait for the backward pass. `weights` is how many are trained.
     """
 
     seconds: float
     peak_bytes: int | None
     total_bytes: int | None
+    kept_bytes: int
     bucket: tuple[int, int]
     examples: int
     weights: int
@@ -78,35 +87,49 @@ def dry_step(
     where the memory of one does not suffice, or it took more bytes than `allowed`, and InputError where an operation
     has no deterministic form.
     """
-    report, problem, small = None, None, False
+    report, kept = None, Kept()
+    failure: InputError | None = None
     devices = [trainee.device] if trainee.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            with counted(trainee) as kept:
-                if allowed is not None:  # what loading took before is gone
-                    memory.forget_peak()
-                for _ in range(passes):
-                    report = _measured(trainee, batch, count=count, state_size=state_size)
+            if allowed is not None:  # what loading took before is gone
+                memory.forget_peak()
+            for _ in range(passes):
+                with counted(trainee) as kept:
+                    report = _measured(trainee, batch, kept, count=count, state_size=state_size)
             if allowed is not None and report is not None and (report.peak_bytes or 0) > allowed:
-                problem, small = _too_large(trainee, batch, kept.bytes // passes), True
+                failure = _too_large(trainee, batch, kept.bytes, peak=report.peak_bytes)
         except (RuntimeError, MemoryError) as error:
-            small = memory.is_lack(error)
-            problem = _too_large(trainee, batch, kept.bytes) if small else _problem(error)
-            if problem is None:
+            failure = _too_large(trainee, batch, kept.bytes) if memory.is_lack(error) else _problem(error)
+            if failure is None:
                 raise
         finally:
             trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.device.type == "cuda":
         torch.cuda.empty_cache()  # the run's own sizes come next
-    found = [(text, of_memory) for text, of_memory in gather_objects((problem, small)) if text is not None]
+    found = [failure for failure in gather_objects(failure) if failure is not None]
     if found:
-        kind = TooLarge if all(of_memory for _, of_memory in found) else InputError
-        raise kind(sorted({text for text, _ in found}))
+        problems = sorted({problem for failure in found for problem in failure.problems})
+        of_memory = [failure for failure in found if isinstance(failure, TooLarge)]
+        if len(of_memory) < len(found):
+            raise InputError(problems)
+        peaks = [failure.peak for failure in of_memory if failure.peak is not None]
+        raise TooLarge(problems, peak=max(peaks) if len(peaks) == len(found) else None, saved=of_memory[0].saved)
     assert report is not None
     return report
 
 
-def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) -> DryReport:
+def told(trainee: Trainee, batch: Batch, *, count: int) -> TooLarge:
+    """What to say where a step itself has run out of memory, of its largest micro step `batch`; as `dry_step` does, and
+    not where other ranks wait."""
+    trainee.optimizer.zero_grad(set_to_none=True)
+    try:
+        return _too_large(trainee, batch, dry_step(trainee, batch, count=count).kept_bytes)
+    except TooLarge as error:
+        return error
+
+
+def _measured(trainee: Trainee, batch: Batch, kept: Kept, *, count: int, state_size: float) -> DryReport:
     own = sum(parameter.nbytes for parameter in trainee.parameters.values())
     held = sum(v.nbytes for state in trainee.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
     room = partial(torch.empty, dtype=torch.uint8, device=trainee.device)
@@ -127,28 +150,32 @@ def _measured(trainee: Trainee, batch: Batch, *, count: int, state_size: float) 
         seconds,
         peak_bytes=torch.cuda.max_memory_reserved(trainee.device) if cuda else memory.peak(),
         total_bytes=torch.cuda.mem_get_info(trainee.device)[1] if cuda else None,
+        kept_bytes=kept.bytes,
         bucket=(width, height),
         examples=len(batch.keys),
         weights=sum(parameter.numel() for parameter in trainee.parameters.values()),
     )
 
 
-def _too_large(trainee: Trainee, batch: Batch, kept: int) -> str:
+def _too_large(trainee: Trainee, batch: Batch, kept: int, *, peak: int | None = None) -> TooLarge:
     """What is too large, and the settings that save most."""
     assert batch.sizes is not None
     height, width = batch.sizes[0, 4:].tolist()
-    saved = list(savings(trainee, examples=len(batch.keys), kept=kept).items())[:3]
-    return (
+    saved = savings(trainee, examples=len(batch.keys), kept=kept)
+    return TooLarge(
         f"A micro step of {len(batch.keys)} pictures of {width}×{height} pixels does not fit into memory. "
-        + "".join(f"{setting} would save some {size(number)}; " for setting, number in saved)
-        + "a lower data.buckets.resolution always helps."
+        + "".join(f"{setting} would save some {size(number)}; " for setting, number in [*saved.items()][:3])
+        + "a lower data.buckets.resolution always helps.",
+        peak=peak,
+        saved=saved,
     )
 
 
-def _problem(error: BaseException) -> str | None:
+def _problem(error: BaseException) -> InputError | None:
     """What a person can do about another `error`, or None."""
     if problem := explained(error):
-        return problem
+        return InputError(problem)
     if "deterministic" in str(error) and torch.are_deterministic_algorithms_enabled():
-        return f"run.deterministic cannot be kept here ({str(error).partition('.')[0]}): leave it out."
+        where = str(error).partition(".")[0]
+        return InputError(f"run.deterministic cannot be kept here ({where}): leave it out.")
     return None

@@ -1,4 +1,4 @@
-"""How the backbone is executed: attention's kernel, the layout of convolutions, compiled blocks.
+"""How the backbone is executed: attention's kernel, the layout of convolutions, compiled blocks, checkpoints.
 
 None of it changes what is computed but for rounding, and each is done or refused.
 """
@@ -10,14 +10,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 
+# what diffusers calls it, and transformers, newly and formerly
+_CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 Attention = Literal["auto", "fastest", "flash", "efficient", "cudnn", "math"]
 BACKEND = "inductor"  # torch's own
@@ -57,6 +60,37 @@ def lay_channels_last(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compute_again(module: nn.Module, *, share: float) -> None:
+    """Makes this share of the blocks of `module` compute their activations again in the backward pass, in place of
+    keeping them (Chen et al. 2016, arXiv:1604.06174); of a text encoder all."""
+    if share == 1 or not hasattr(module, "enable_gradient_checkpointing"):
+        next(getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name))()
+        return
+    # few weights beside large pictures: much kept for little computing. Of equal blocks the first, which are computed
+    # again when what the others kept has gone
+    blocks = sorted(checkpointed(module), key=lambda block: sum(weight.numel() for weight in block.parameters()))
+    chosen = set(blocks[: max(1, round(share * len(blocks)))])
+
+    def call(block: Any, *args: Any) -> Any:
+        again = getattr(block, "func", block) in chosen  # of a partial call
+        return checkpoint(block, *args, use_reentrant=False) if again else block(*args)
+
+    module.enable_gradient_checkpointing(call)  # type: ignore[operator]
+
+
+def checkpointed(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a diffusers model that it can compute again, each by itself."""
+    return [
+        block
+        for holder in module.modules()
+        if hasattr(holder, "gradient_checkpointing")
+        for name, blocks in holder.named_children()
+        if isinstance(blocks, nn.ModuleList) and not name.endswith("samplers")
+        for block in blocks
+        if not hasattr(block, "gradient_checkpointing")
+    ]
 
 
 def compile_blocks(module: nn.Module, *, cache: Path | None = None) -> None:

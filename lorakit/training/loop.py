@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -29,6 +29,7 @@ from lorakit.training.step import StepReport, Trainee, learning_rates, run_step
 
 log = logging.getLogger("lorakit")
 
+Share = Annotated[float, Field(gt=0, le=1)]
 MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
 
@@ -47,12 +48,14 @@ class RunSettings(core_settings.Settings):
     """What all randomness of the run follows from."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
-    gradient_checkpointing: Neutral[bool] = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Neutral[bool | Share] = False
+    """Compute activations again in the backward pass: less memory, about a third more time. A number between 0 and 1:
+    of this share of the backbone's blocks, those first that keep the most for the least computing."""
     fit: Neutral[str | None] = Field(None, pattern=r"^(auto|\d+(\.\d+)?GB)$")
-    """"auto": what does not fit into memory is tried with smaller settings, cheapest first: `gradient_checkpointing`,
-    `batch_size` 1 and as much more `accumulate`, on a GPU `offload`, at last model.quantize. "8GB": until a step takes
-    no more (of a GPU, else resident). The run's own recipe has what was found; a resume changes no number for it."""
+    """"auto": what does not fit into memory is tried with smaller settings, cheapest first: `gradient_checkpointing` of
+    a quarter, half and all of the blocks, `batch_size` 1 and as much more `accumulate`, on a GPU `offload`; then what
+    changes numbers: optimizer.kind adamw8bit, where that saves 100 MB, and model.quantize. "8GB": until a step takes no
+    more (of a GPU, else resident). The run's own recipe has what was found; a resume changes no number for it."""
     offload: Neutral[float | None] = Field(None, gt=0, le=1)
     """This share of the backbone's blocks waits in the CPU's memory and comes to the GPU one by one, each while the one
     before computes. Needs `gradient_checkpointing`. Left out: all stay on the GPU."""
@@ -108,7 +111,7 @@ class RunSettings(core_settings.Settings):
 
     @model_validator(mode="after")
     def _offloadable(self) -> "RunSettings":
-        if self.offload and not self.gradient_checkpointing:
+        if self.offload and self.gradient_checkpointing != 1:
             raise ValueError(
                 "offload needs gradient_checkpointing = true: else the backward pass keeps every block on the GPU."
             )

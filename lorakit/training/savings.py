@@ -45,7 +45,7 @@ def savings(trainee: Trainee, *, examples: int, kept: int) -> dict[str, int]:
     found: dict[str, float] = {}
     if examples > 1:
         found[f"run.batch_size = 1 with run.accumulate {examples} times as high"] = kept * (1 - 1 / examples)
-    if not getattr(backbone, "is_gradient_checkpointing", False):
+    if trainee.computed_again < 1:
         found["run.gradient_checkpointing = true"] = kept
     if backbone is not None:
         layers = {layer for layer in repeated(backbone) if type(layer) is nn.Linear}

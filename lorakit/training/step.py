@@ -34,7 +34,8 @@ class Trainee:
 
     `adapted` are the family's components that carry an adapter, `parameters` all trainable weights by name, `average`
     their moving average if there is one; `group_state` names what the optimizer itself changes in its groups;
-    `preserves` says whether the objective keeps the base somewhere, `sharded` whether a forward needs all ranks.
+    `preserves` says whether the objective keeps the base somewhere, `computed_again` of how many of the blocks the
+    backward pass makes the activations, `sharded` whether a forward needs all ranks.
     """
 
     family: Family
@@ -51,6 +52,7 @@ class Trainee:
     max_grad_norm: float
     seed: int
     preserves: bool = False
+    computed_again: float = 0.0
     attention: Kernel = "auto"
     offload_activations: bool = False
     sharded: bool = False

@@ -4,21 +4,29 @@ A trial is the model with its adapters and the dry step on the largest bucket, s
 """
 
 import gc
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from lorakit.core.errors import InputError
+from lorakit.core.files import size
 from lorakit.core.processes import rank
+from lorakit.optimizers import adamw8bit
 from lorakit.recipe import Recipe
 from lorakit.training.dry import TooLarge
 
 log = logging.getLogger("lorakit")
 
 T = TypeVar("T")
+Changes = Mapping[str, Any]  # values by their keys in the recipe
+
+_AGAIN, _SHARES = "run.gradient_checkpointing", (0.25, 0.5, True)
+_EIGHT_BITS = 'optimizer.kind = "adamw8bit"'
+_NOTICEABLE = 100e6  # bytes: saving less is not worth other numbers
 
 
 def budget(recipe: Recipe) -> int | None:
@@ -28,52 +36,106 @@ def budget(recipe: Recipe) -> int | None:
 
 
 def fitted(
-    recipe: Recipe, attempt: Callable[[Recipe], T], *, gpu: bool, numbers_stay: bool = False
+    recipe: Recipe, attempt: Callable[[Recipe], tuple[T, int | None]], *, gpu: bool, numbers_stay: bool = False
 ) -> tuple[Recipe, T]:
     """The recipe, or with `run.fit` the first of the smaller ones, whose `attempt` fits into memory, and what it gave.
 
-    `numbers_stay`: only with settings that change no number. Raises InputError where none fits.
+    An attempt gives the bytes that it took too, where they are known. `numbers_stay`: only with settings that change
+    no number. Raises InputError where none fits.
     """
     allowed = budget(recipe)
     if gpu and allowed is not None:
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
-    problems: list[str] = []
-    for smaller, change in _rungs(recipe, gpu=gpu, numbers_stay=numbers_stay):
-        if change and rank() == 0:
-            log.info("run.fit: it does not fit, and is tried with %s", change)
+    failures: list[TooLarge] = []
+    for changes, cost in _rungs(recipe, failures, gpu=gpu, numbers_stay=numbers_stay):
+        if failures:
+            _say(f"{_taken(failures[-1].peak, allowed)}; tried with {_words(changes)}: {cost}")
+        smaller = _changed(recipe, changes)
         try:
-            return smaller, attempt(smaller)
+            found, taken = attempt(smaller)
+            if recipe.run.fit is not None and taken is not None:
+                without = f" (without: {_taken(failures[0].peak, None)})" if failures else ""
+                _say(f"{_taken(taken, allowed)} with {_words(changes) or 'the recipe as it is'}{without}")
+            return smaller, found
         except TooLarge as error:
-            problems = error.problems
+            failures.append(error.with_traceback(None))
         except torch.OutOfMemoryError:  # of the weights alone
-            problems = ['The model does not fit into memory: set model.quantize = "nf4", or run.offload = 1.0.']
+            failures.append(
+                TooLarge('The model does not fit into memory: set model.quantize = "nf4", or run.offload = 1.0.')
+            )
         # out of the handler, whose traceback holds what was made
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
-    if recipe.run.fit is None:
-        raise InputError([*problems, 'run.fit = "auto" finds out what is enough.'])
-    raise InputError([*problems, "run.fit has nothing left to try: lower data.buckets.resolution."])
+    last = (
+        'run.fit = "auto" finds out what is enough.'
+        if recipe.run.fit is None
+        else "run.fit has nothing left to try: lower data.buckets.resolution."
+    )
+    raise InputError([*failures[-1].problems, last])
 
 
-def _rungs(recipe: Recipe, *, gpu: bool, numbers_stay: bool) -> Iterator[tuple[Recipe, str]]:
-    """Recipes that take ever less memory, each with what is changed to the one before: first what changes no number,
-    and of that what costs the least time."""
-    yield recipe, ""
-    if recipe.run.fit is None:
-        return
+def _rungs(
+    recipe: Recipe, failures: Sequence[TooLarge], *, gpu: bool, numbers_stay: bool
+) -> Iterator[tuple[Changes, str]]:
+    """What is changed to take ever less memory, and what that costs: first what changes no number, and of that what
+    costs the least time. `failures` are those of the rungs before, when the next is asked for."""
+    yield {}, ""
     run = recipe.run
-    steps: list[tuple[str, dict[str, Any]]] = []
-    if not run.gradient_checkpointing:
-        steps.append(("run", {"gradient_checkpointing": True}))
+    if run.fit is None:
+        return
+    again: list[Changes] = [{}, *({_AGAIN: share} for share in _SHARES if share > run.gradient_checkpointing)]
+    for changes in again[1:]:
+        yield changes, f"{changes[_AGAIN]:.0%} of the blocks compute twice".replace("%", " %")
+    most: Changes = again[-1]
     if run.batch_size > 1 and not numbers_stay:  # but for rounding
-        steps.append(("run", {"batch_size": 1, "accumulate": run.accumulate * run.batch_size}))
+        alone: Changes = {"run.batch_size": 1, "run.accumulate": run.accumulate * run.batch_size}
+        for changes in again:
+            yield {**changes, **alone}, "one picture at a time"
+        most = {**most, **alone}
     if gpu and not run.compile and not run.shard:
-        steps += [("run", {"offload": share}) for share in (0.5, 1.0) if share > (run.offload or 0)]
-        steps += [("run", {"offload_activations": True})] if not run.offload_activations else []
-    if recipe.model.quantize is recipe.model.compute is None and not numbers_stay and not run.shard:
-        steps += [("model", {"quantize": kind}) for kind in ("int8", "nf4")]
-    for section, changes in steps:
-        recipe = replace(recipe, **{section: getattr(recipe, section).model_copy(update=changes)})
-        yield recipe, ", ".join(f"{section}.{key} = {value}" for key, value in changes.items())
+        for share in (0.5, 1.0):
+            if share > (run.offload or 0):
+                most = {**most, "run.offload": share}
+                yield most, "weights come to the GPU in each step"
+        if not run.offload_activations:
+            most = {**most, "run.offload_activations": True}
+            yield most, "activations leave the GPU and come back"
+    if numbers_stay:
+        return
+    if failures[-1].saved.get(_EIGHT_BITS, 0) >= _NOTICEABLE and not adamw8bit.Settings().problems({}):
+        most = {**most, "optimizer.kind": "adamw8bit"}
+        yield most, "the optimizer's state is rounded"
+    whole = recipe.model.quantize is recipe.model.compute is None and not run.shard
+    for kind in ("int8", "nf4") if whole else ():
+        most = {**most, "model.quantize": kind}
+        yield most, "the model's weights are rounded"
+
+
+def _changed(recipe: Recipe, changes: Changes) -> Recipe:
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        own: Any = getattr(recipe, section)
+        if key == "optimizer.kind":
+            changed: Any = adamw8bit.Settings.model_validate({**own.model_dump(), "kind": value})
+        else:
+            changed = own.model_copy(update={name: value})
+        parts: dict[str, Any] = {section: changed}
+        recipe = replace(recipe, **parts)
+    return recipe
+
+
+def _taken(taken: int | None, allowed: int | None) -> str:
+    if taken is None:
+        return "it does not fit into memory"
+    return size(taken) + ("" if allowed is None else f" of {size(allowed)} allowed")
+
+
+def _words(changes: Changes) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+
+
+def _say(text: str) -> None:
+    if rank() == 0:
+        log.info("run.fit: %s", text)

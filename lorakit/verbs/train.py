@@ -15,7 +15,8 @@ from pathlib import Path
 from lorakit import families
 from lorakit.core.errors import InputError, LorakitError, Stopped
 from lorakit.core.files import write_json, write_text
-from lorakit.core.processes import on_first_rank, rank
+from lorakit.core.memory import is_lack
+from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.core.threads import cap_threads, usable_cores
 from lorakit.data.cache import refuse_within
@@ -28,7 +29,7 @@ from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
-from lorakit.training.dry import DryReport, dry_step
+from lorakit.training.dry import DryReport, TooLarge, dry_step, told
 from lorakit.training.engines import zero_stage
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import Interrupt, watched
@@ -100,10 +101,11 @@ def dry_run(recipe: Recipe) -> list[str]:
         stack.enter_context(runtime)
         data, _ = _surveyed(recipe, output, runtime, interrupt)
 
-        def tried(recipe: Recipe) -> DryReport:
+        def tried(recipe: Recipe) -> tuple[DryReport, int | None]:
             trainee, loader = prepared(recipe, data, runtime, None, interrupt)
             # what the first pass sets up is no part of a step's time
-            return _dry(recipe, trainee, loader, passes=2)
+            report = _dry(recipe, trainee, loader, passes=2)
+            return report, report.peak_bytes
 
         recipe, report = fitted(recipe, tried, gpu=runtime.device.type == "cuda")
     return report.lines(
@@ -144,16 +146,17 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
         if not resumed:
             stack.enter_context(_owned(output, RunFolder.fresh, interrupt))
 
-        def begin(recipe: Recipe) -> tuple[Trainee, Loader]:
+        def begin(recipe: Recipe) -> tuple[tuple[Trainee, Loader], int | None]:
+            taken = None
             with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
                 trainee, loader = prepared(recipe, data, runtime, found, interrupt)
                 # what does not fit into memory fails here, or, on a CPU, in a first step that is as large
-                told = runtime.device.type == "cpu" and recipe.run.fit is None and loader.is_largest(first_step)
-                if first_step < last_step and not told:
-                    _dry(recipe, trainee, loader)
+                later = runtime.device.type == "cpu" and recipe.run.fit is None and world() == 1
+                if first_step < last_step and not (later and loader.is_largest(first_step)):
+                    taken = _dry(recipe, trainee, loader).peak_bytes
                 if recipe.run.check_model and not resumed:
                     refuse_misread(trainee, data, loader)
-                return trainee, loader
+                return (trainee, loader), taken
 
         recipe, (trainee, loader) = fitted(recipe, begin, gpu=runtime.device.type == "cuda", numbers_stay=resumed)
         if recipe.run.attention != trainee.attention:  # it was measured: from here on it is said
@@ -182,7 +185,12 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             bar=progress,
             thumbnail=lambda key: thumbnail(data, data.examples.keys.index(key), side=128),
         )
-        report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
+        try:
+            report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
+        except TooLarge:
+            if rank() == 0 and not resumed and not (output / "metrics.jsonl").exists():
+                _forget(output)
+            raise
         adapter = keeper.finish(report.step)
     return RunResult(output, report.step, report.loss, adapter, time.perf_counter() - started)
 
@@ -211,8 +219,13 @@ def _loop(
                 hooks=keeper,
                 interrupt=interrupt,
             )
+    except (RuntimeError, MemoryError) as error:
+        if world() > 1 or not is_lack(error):  # other ranks wait
+            raise
     finally:  # a run that fails leaves its last lines too
         keeper.flush()
+    # out of the handler, whose traceback holds what was made
+    raise told(trainee, loader.largest(), count=global_batch(recipe))
 
 
 # -- what a run starts from ---------------------------------------------------------------------------------------
@@ -297,12 +310,13 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
 
 
 def _dry(recipe: Recipe, trainee: Trainee, loader: Loader, *, passes: int = 1) -> DryReport:
+    weights = [parameter.numel() for parameter in trainee.parameters.values()]
     return dry_step(
         trainee,
         loader.largest(),
         count=global_batch(recipe),
         passes=passes,
-        state_size=recipe.optimizer.state_size,
+        state_size=recipe.optimizer.state_of(weights) / max(1, sum(weights)),
         allowed=budget(recipe),
     )
 
@@ -348,17 +362,22 @@ def _begun(recipe: Recipe, output: Path, data: Dataset, report: DataReport, *, r
 
     Where a new run fails within, before its first step, it goes again, so that a mended recipe may take the folder.
     """
-    files = [output / name for name in ("recipe.toml", "check.json", EXAMPLES)]
 
     def write() -> None:
-        write_text(files[0], recipe.to_toml())
-        write_json(files[1], report.to_json())
-        write_marks(files[2], data.examples)
+        write_text(output / "recipe.toml", recipe.to_toml())
+        write_json(output / "check.json", report.to_json())
+        write_marks(output / EXAMPLES, data.examples)
 
     try:
         on_first_rank(write)
         yield
     except Exception:
-        for file in files if rank() == 0 and not resumed else ():
-            file.unlink(missing_ok=True)
+        if rank() == 0 and not resumed:
+            _forget(output)
         raise
+
+
+def _forget(output: Path) -> None:
+    """Removes what `_begun` has written."""
+    for name in ("recipe.toml", "check.json", EXAMPLES):
+        (output / name).unlink(missing_ok=True)

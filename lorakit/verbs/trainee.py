@@ -30,7 +30,7 @@ from lorakit.recipe import Recipe
 from lorakit.training import kernels, sharding
 from lorakit.training.caching import fill_cache, text_encoder
 from lorakit.training.checkpoint import Checkpoint
-from lorakit.training.execution import blocks_of, compile_blocks, use_channels_last
+from lorakit.training.execution import blocks_of, compile_blocks, compute_again, use_channels_last
 from lorakit.training.interrupt import Interrupt
 from lorakit.training.offload import Offload, some_of, to_gpu
 from lorakit.training.processes import Runtime
@@ -38,9 +38,6 @@ from lorakit.training.step import Trainee
 from lorakit.training.warm import warm_start
 
 log = logging.getLogger("lorakit")
-
-# what diffusers calls it, and transformers, newly and formerly
-_CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 
 
 def prepared(
@@ -137,7 +134,7 @@ def inject_adapters(recipe: Recipe, family: Family, adapted: Mapping[str, nn.Mod
                 log.info("%s: adapters that are not fused with their layers: %s", name, reasons)
         module.train()  # dropout of the adapter, gradient checkpointing
         if recipe.run.gradient_checkpointing:
-            next(getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name))()
+            compute_again(module, share=recipe.run.gradient_checkpointing)
     backbone = adapted[family.backbone]
     if recipe.run.channels_last:
         use_channels_last(backbone)
@@ -189,6 +186,7 @@ def make_trainee(
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.run.seed,
         preserves=recipe.objective.preservation.at is not None,
+        computed_again=recipe.run.gradient_checkpointing,
         attention="auto" if recipe.run.attention == "fastest" else recipe.run.attention,
         offload_activations=recipe.run.offload_activations,
         sharded=recipe.run.shard,

@@ -21,10 +21,11 @@ from lorakit.data.shards import Cache
 from lorakit.export import DIALECTS, read_adapter
 from lorakit.export.fused import fuse
 from lorakit.export.verify import write_verified
+from lorakit.training import execution
+from lorakit.training.execution import checkpointed, compute_again
 
 NAMES = families.FAMILIES.names()
 CAPTIONS = ["a red circle", ""]
-CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 
 
 @pytest.fixture(params=NAMES)
@@ -322,18 +323,48 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: families.Family
     gradients = []
     for module in parts.values():
         module.train()
-    for checkpointing in (False, True):
+    for share in (0, 0.5, 1):
         for module in parts.values():
-            if checkpointing:
-                next(getattr(module, name) for name in CHECKPOINTING if hasattr(module, name))()
+            if share:
+                compute_again(module, share=share)
             module.zero_grad()
         family.predict(x_t, t, family.encode_text(["a dog", "a cat"])).square().mean().backward()
         found = {name: p.grad.clone() for name, p in trainable_parameters(parts).items() if p.grad is not None}
         gradients.append(found)
-    assert gradients[0].keys() == gradients[1].keys()
     assert {name.split(".")[0] for name in gradients[0]} == set(parts)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8, msg=name)
+    for others in gradients[1:]:
+        assert gradients[0].keys() == others.keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-8, msg=name)
+
+
+def test_a_share_of_the_blocks_that_can_is_computed_again(
+    family: families.Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone: Any = family.components[family.backbone].train()
+    x_t, t = noisy(family)
+    text = family.encode_text(["a dog", "a cat"])
+    asked: set[Any] = set()
+    again: set[Any] = set()
+
+    def noting(blocks: set[Any]) -> Any:
+        def call(block: Any, *args: Any, **options: Any) -> Any:
+            blocks.add(getattr(block, "func", block))
+            return block(*args)
+
+        return call
+
+    backbone.enable_gradient_checkpointing(noting(asked))
+    family.predict(x_t, t, text)
+    assert asked and asked <= set(checkpointed(backbone))
+    monkeypatch.setattr(execution, "checkpoint", noting(again))
+    compute_again(backbone, share=0.99)
+    family.predict(x_t, t, text)
+    assert again == asked
+    again.clear()
+    compute_again(backbone, share=0.5)
+    family.predict(x_t, t, text)
+    assert again < asked or len(asked) == 1
 
 
 def test_cached_conditioning_is_what_the_encoder_gave(family: families.Family, tmp_path: Path) -> None:

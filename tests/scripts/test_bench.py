@@ -155,12 +155,13 @@ def test_memory_is_measured_of_steps_and_of_parts(
 ) -> None:
     monkeypatch.setattr(memory, "ROWS", [("run.batch_size=1", "run.accumulate=2")])
     file = tmp_path / "memory.json"
-    memory.main(["settings", "parts", *TINY[:2], "--batch", "2", "--json", str(file)])
+    memory.main(["settings", "parts", "estimate", *TINY[:2], "--batch", "2", "--json", str(file)])
     found = json.loads(file.read_text())
     [row] = found["settings"].values()
-    assert 100 * memory.MIB < row["before"] <= row["peak"] + memory.MIB and row["seconds"] > 0
+    assert 100 * memory.MIB < row["before"] <= row["peak"] + memory.MIB and row["seconds"] > 0 < row["operations"]
     assert found["parts"].keys() == {"all parts kept and read", "as it is"}
     assert all({*of} == {"read", "step", "verified"} for of in found["parts"].values())
+    assert 0.85 < found["estimate"]["ratio"] < 1.15, "run.fit goes by it"
     assert "| `run.batch_size=1`, `run.accumulate=2` |" in capsys.readouterr().out
 
 

@@ -111,10 +111,34 @@ def test_more_than_is_allowed_does_not_fit() -> None:
     needed = dry_step(t, sized(), count=2).peak_bytes
     assert needed is not None
     before = everything(t)
-    with pytest.raises(TooLarge, match="would save some"):
+    with pytest.raises(TooLarge, match="would save some") as caught:
         dry_step(t, sized(), count=2, allowed=needed // 2)
+    assert caught.value.peak is not None and caught.value.peak > needed // 2
+    assert {"run.batch_size = 1 with run.accumulate 2 times as high", "run.gradient_checkpointing = true"} == {
+        *caught.value.saved
+    }
     assert everything(t) == before
     dry_step(t, sized(), count=2, allowed=2 * needed)
+
+
+@pytest.mark.parametrize("fits", [False, True])
+def test_where_a_step_itself_has_failed_the_same_is_told(fits: bool) -> None:
+    """Also where the step fits when it is tried again: something else took the memory."""
+
+    def greedy(predict: Predict, batch: Batch) -> LossReport:
+        out = predict(batch.latents, torch.zeros(2), text={}).square().flatten(1).mean(1)  # type: ignore[arg-type]
+        if not fits:
+            raise MemoryError
+        return LossReport(out, torch.zeros(2))
+
+    told = dry.told(trainee(greedy), sized(), count=2)
+    assert "2 pictures of 96×48" in str(told) and "run.gradient_checkpointing = true would save some" in str(told)
+    assert told.saved["run.gradient_checkpointing = true"] > 0
+
+
+def test_what_is_kept_is_that_of_one_pass() -> None:
+    kept = {passes: dry_step(trainee(), sized(), count=2, passes=passes).kept_bytes for passes in (1, 2, 3)}
+    assert kept[1] > 0 and len({*kept.values()}) == 1
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
@@ -133,9 +157,15 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
 
 def test_the_memory_of_another_rank_is_everybodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry, "gather_objects", lambda value: [value, ("it does not fit there", True), value])
-    with pytest.raises(InputError, match="does not fit there"):
+    monkeypatch.setattr(dry, "gather_objects", lambda value: [value, TooLarge("it does not fit there", peak=9), value])
+    with pytest.raises(TooLarge, match="does not fit there") as caught:
         dry_step(trainee(), sized(), count=2)
+    assert caught.value.peak == 9
+    other = InputError("another problem")
+    monkeypatch.setattr(dry, "gather_objects", lambda value: [value, TooLarge("too large"), other])
+    with pytest.raises(InputError, match="another problem\ntoo large") as mixed:
+        dry_step(trainee(), sized(), count=2)
+    assert not isinstance(mixed.value, TooLarge)
 
 
 def test_room_is_made_for_what_the_optimizer_does_not_hold_yet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +191,7 @@ def test_room_is_made_for_what_the_optimizer_does_not_hold_yet(monkeypatch: pyte
 
 
 def test_the_report_in_words() -> None:
-    report = DryReport(2.0, 3 << 30, 24 << 30, (1024, 768), 4, 1_000_000)
+    report = DryReport(2.0, 3 << 30, 24 << 30, 0, (1024, 768), 4, 1_000_000)
     assert report.lines(accumulate=2, steps=3600, weight_bytes=4) == [
         "largest micro step: 4 × 1024×768 pixels, 2 s",
         "step: about 4 s",
@@ -169,4 +199,4 @@ def test_the_report_in_words() -> None:
         "adapter: 1,000,000 weights, a file of about 4.0 MB",
         "3600 steps: about 4 h 00 min, without samples and validation",
     ]
-    assert len(DryReport(2.0, None, None, (8, 8), 4, 10).lines()) == 3
+    assert len(DryReport(2.0, None, None, 0, (8, 8), 4, 10).lines()) == 3

@@ -4,16 +4,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorakit.adapters import lora
 from lorakit.core.errors import InputError
-from lorakit.families import FAMILIES
+from lorakit.families import FAMILIES, sd
 from lorakit.training import execution
-from lorakit.training.execution import attention, compile_blocks, explained, use_channels_last
+from lorakit.training.execution import (
+    attention,
+    compile_blocks,
+    compute_again,
+    explained,
+    use_channels_last,
+)
+from lorakit.training.savings import counted
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,3 +141,34 @@ def test_a_model_without_repeated_blocks_and_a_failed_compilation_are_told(monke
     with pytest.raises(RuntimeError) as caught:
         model(torch.zeros(1, 8))
     assert "run.compile: torch could not compile" in str(explained(caught.value))
+
+
+def test_of_a_share_of_the_blocks_is_kept_between_all_and_nothing() -> None:
+    family = sd.load(sd.Settings(path=str(sd.tiny().path)))
+    lora.inject(family.unet, lora.Settings(rank=2), targets=["to_q", "to_k"], seed=0)
+    family.unet.train()
+    kept: dict[float, int] = {}
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        if share:
+            compute_again(family.unet, share=share)
+        with counted(SimpleNamespace(adapted={"unet": family.unet})) as found:  # type: ignore[arg-type]
+            out = family.predict(torch.ones(1, 4, 16, 16), torch.tensor([5.0]), {"states": torch.ones(1, 16, 24)})
+        kept[share] = found.bytes
+        del out
+    assert sorted(kept, key=lambda share: kept[share], reverse=True) == list(kept)
+    assert len({*kept.values()}) == 5
+
+
+def test_blocks_of_few_weights_are_computed_again_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet: Any = sd.load(sd.Settings(path=str(sd.tiny().path))).unet.train()
+    asked: set[Any] = set()
+    again: set[Any] = set()
+    inputs = torch.ones(1, 4, 8, 8), torch.tensor([5.0]), torch.ones(1, 16, 24)
+    unet.enable_gradient_checkpointing(lambda block, *args: asked.add(block) or block(*args))
+    unet(*inputs)
+    monkeypatch.setattr(execution, "checkpoint", lambda block, *args, **_: again.add(block) or block(*args))
+    compute_again(unet, share=0.5)
+    unet(*inputs)
+    sizes = {block: sum(weight.numel() for weight in block.parameters()) for block in asked}
+    assert 0.3 * len(asked) <= len(again) <= 0.7 * len(asked)
+    assert max(sizes[block] for block in again) <= min(sizes[block] for block in asked - again)

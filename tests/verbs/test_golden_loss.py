@@ -16,6 +16,7 @@ LEVERS = {
     "adapter.fused=true": 1e-5,
     "data.workers=1": 0.0,
     "run.gradient_checkpointing=true": 1e-6,
+    "run.gradient_checkpointing=0.5": 1e-6,
     "run.channels_last=true": 1e-5,
     "run.attention=math": 1e-5,
     "run.precision=bf16": 2e-2,
