@@ -9,6 +9,7 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -63,9 +64,7 @@ def _main(arguments: list[str] | None) -> None:
             raise InputError(f"`lorakit {args.verb}` is the work of one process: start it without a launcher.")
         args.run(args)
     except LorakitError as error:
-        if _is_ours_to_tell(error):
-            report(error)
-        _wait_for_the_telling(error)
+        _tell(error)
         # a signal may have left a pool with a thread that nobody knows; a lost process, gloo with one that aborts
         if isinstance(error, InterruptedRun | LostProcess):
             from lorakit.core.processes import end_now
@@ -86,27 +85,30 @@ def _main(arguments: list[str] | None) -> None:
         sys.exit(StorageError.exit_code)
 
 
-def _is_ours_to_tell(error: LorakitError) -> bool:
-    """Whether this process of a launch is the one to print it: the first, or one that met it alone."""
+def _tell(error: LorakitError) -> None:
+    """Reports what this process of a launch has met, if no other does or has: a launcher ends all as soon as one has
+    ended, in the middle of a word, so those that are silent wait until it was said."""
     first = os.environ.get("RANK", "0") == "0"
-    if first or error.everywhere:
-        return first
     distributed = sys.modules.get("torch.distributed")
-    # before they have found each other, all do the same
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        if first:
+            report(error)
+        else:  # all do the same before they have found each other; the launcher ends this sleep
+            time.sleep(_TELLING)
+        return
+    from lorakit.core.processes import first_to_say, meet
 
-
-def _wait_for_the_telling(error: LorakitError) -> None:
-    """Until the first process of a launch has said what all of them met: a launcher ends the others as soon as one has
-    ended, and in the middle of a word."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        if error.everywhere:
-            from lorakit.core.processes import meet
-
-            meet(_TELLING)
-    elif os.environ.get("RANK", "0") != "0":  # they have not found each other; the launcher ends this sleep
-        time.sleep(_TELLING)
+    if error.everywhere and not first and meet(_TELLING):
+        return  # the first has told it
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher that has seen another end
+    ours = first_to_say("lost" if isinstance(error, LostProcess) else str(error))
+    if ours:
+        report(error)
+    signal.signal(signal.SIGTERM, before)
+    if error.everywhere and first:
+        meet(_TELLING)
+    elif not ours:
+        time.sleep(1)
 
 
 def report(error: LorakitError) -> None:

@@ -166,11 +166,22 @@ def raise_first(errors: Sequence[BaseException | None], *, own: BaseException | 
             raise error
 
 
-def meet(seconds: float) -> None:
-    """Waits until all ranks are here, but no longer than this and whatever has become of the others."""
-    if world() > 1:
-        with contextlib.suppress(RuntimeError):
-            dist.barrier(async_op=True).wait(datetime.timedelta(seconds=seconds))
+def first_to_say(what: str) -> bool:
+    """Whether no other rank has asked so before, or nobody knows any more: a launcher's store does, the first rank's
+    goes with it."""
+    if world() == 1:
+        return True
+    call = _Call(lambda: dist.distributed_c10d._get_default_store().add(f"said: {what}", 1) == 1)
+    done, first, error = call.outcome(_PATIENCE)
+    return not done or error is not None or first
+
+
+def meet(seconds: float) -> bool:
+    """Waits until all ranks are here, but no longer than this; False where one does not come or is lost."""
+    try:
+        return world() == 1 or dist.barrier(async_op=True).wait(datetime.timedelta(seconds=seconds)) is not False
+    except RuntimeError:
+        return False
 
 
 def portable(error: BaseException | None) -> BaseException | None:

@@ -103,6 +103,15 @@ class Runtime:
                 f"The launcher started {launched} processes, and Accelerate sees {self._accelerator.num_processes}: "
                 "on the CPU use `accelerate launch --multi_gpu --num_processes N -m lorakit train RECIPE`."
             )
+        if (
+            not torch.cuda.is_available()
+            and "ACCELERATE_MIXED_PRECISION" in os.environ
+            and "WORLD_SIZE" not in os.environ
+        ):
+            log.warning(
+                "the launcher started one process: without a GPU `accelerate launch` starts no more, whatever "
+                "--num_processes says, unless --multi_gpu is there (recipes/accelerate/cpu_x2.yaml)"
+            )
         if zero_stage and rank() == 0:
             log.info(KEPT, zero_stage)
         self._closing = contextlib.ExitStack()

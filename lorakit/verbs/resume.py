@@ -90,9 +90,11 @@ def with_global_batch(recipe: Recipe, found: Checkpoint) -> Recipe:
     """`recipe` with `accumulate` such that the global batch stays as it was, whatever the number of processes."""
     wanted, micro = int(found.state["global_batch"]), recipe.run.batch_size * world()
     if wanted % micro:
+        own = recipe.run.batch_size
+        fitting = ", ".join(f"{n}" for n in range(1, wanted // own + 1) if wanted % (n * own) == 0)
         raise InputError(
-            f"The run has a global batch of {wanted}, which {world()} processes of run.batch_size "
-            f"{recipe.run.batch_size} cannot make: resume it on a number of processes that divides it."
+            f"The run has a global batch of {wanted}, which {world()} processes of run.batch_size {own} cannot make: "
+            + (f"resume it on so many processes: {fitting}." if fitting else "put run.batch_size back.")
         )
     return replace(recipe, run=recipe.run.model_copy(update={"accumulate": wanted // micro}))
 

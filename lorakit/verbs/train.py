@@ -141,6 +141,9 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             )
         if rank() == 0 and recipe.optimizer.schedule.warmup >= last_step:
             log.warning("optimizer.schedule.warmup is as long as the run: its learning rate never becomes the full one")
+        if rank() == 0 and world() > 1:
+            counts = (global_batch(recipe), recipe.run.batch_size, recipe.run.accumulate, world())
+            log.info("a step takes %d pictures: run.batch_size %d × run.accumulate %d × %d processes", *counts)
         interrupt.check()
         on_first_rank(lambda: refuse_lack_of_space(recipe, data, output, first_step=first_step, last_step=last_step))
         if not resumed:

@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from lorakit.cli import main as cli
 from lorakit.core.errors import DivergedError, InputError, LorakitError, StorageError
+from lorakit.core.processes import barrier, rank, world
+from lorakit.training.processes import Runtime
+from tests.verbs.conftest import in_processes
 
 
 def python(code: str) -> str:
@@ -88,3 +93,17 @@ def test_what_several_processes_cannot_share_is_refused_to_a_launcher(
     with pytest.raises(SystemExit) as end:
         cli.main(["inspect", "nothing.safetensors"])
     assert end.value.code == 2 and "without a launcher" in capsys.readouterr().err
+
+
+def test_what_each_of_several_processes_meets_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(args: object) -> None:
+        Runtime("fp32", folder=tmp_path)
+        barrier()
+        time.sleep(1 if rank() == 0 else 0)  # whoever comes first says it
+        raise InputError(f"met by all of {world()}")
+
+    monkeypatch.setattr("lorakit.cli.train.run", run)
+    assert in_processes(2, lambda: cli.main(["train", "x"])) == [2, 2]
+    assert capfd.readouterr().err == "error: met by all of 2\n"

@@ -32,6 +32,9 @@ processes.sum_tensors(summed)
 assert torch.equal(summed[0], both[0] + both[1]) and summed[1].item() == 11.0
 assert len(set(processes.gather_objects(summed[0].numpy().tobytes()))) == 1, "the same bits on every rank"
 
+asked = [processes.gather_objects(processes.first_to_say(what)) for what in ("a", "b", "a")]
+assert [sum(answers) for answers in asked] == [1, 1, 0]
+
 assert processes.on_first_rank(lambda: f"from {rank}") == "from 0"
 def refuse():
     raise InputError(["a", "b"])

@@ -34,6 +34,17 @@ def test_a_launcher_that_counts_otherwise_is_an_error(monkeypatch: pytest.Monkey
         Runtime("fp32", folder=tmp_path)
 
 
+def test_a_launcher_that_starts_one_of_several_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Runtime("fp32", folder=tmp_path)
+    assert "--multi_gpu" not in caplog.text, "nobody launched it"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as `accelerate launch --cpu --num_processes 2` does
+    Runtime("fp32", folder=tmp_path)
+    assert "started one process" in caplog.text and "--multi_gpu" in caplog.text
+
+
 def test_autocast_is_the_precision_asked_for(tmp_path: Path) -> None:
     linear, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):

@@ -36,6 +36,7 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
     file.write_text(make_recipe("two", "run.batch_size=2", *how).to_toml())
     done = launch("train", str(file), config="cpu_x2")
     assert done.returncode == 0, done.stderr
+    assert "a step takes 4 pictures: run.batch_size 2 × run.accumulate 1 × 2 processes" in done.stderr
     two = tmp_path / "two"
     lines, measured = (
         [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (one, two)]
