@@ -60,6 +60,13 @@ def test_kernels_that_can_run_all_calls_are_timed(monkeypatch: pytest.MonkeyPatc
     assert "math" not in timed({call(): 1, call(keys=8): 1}, CPU, nullcontext), "it would fill the memory"
 
 
+@pytest.mark.gpu
+def test_a_gpus_kernels_are_timed() -> None:
+    found = timed({call(dtype=torch.bfloat16): 1}, torch.device("cuda"), nullcontext)
+    assert {"auto", "flash", "efficient", "math"} <= found.keys() and min(found.values()) > 0
+    assert "flash" not in timed({call(dtype=torch.bfloat16, mask=True): 1}, torch.device("cuda"), nullcontext)
+
+
 def test_what_no_kernel_can_run_is_an_error() -> None:
     query, _, value = call().operands
     wide = Operand.of(torch.empty(2, 3, 7, 9))  # another width than the query's
