@@ -61,8 +61,8 @@ class Rounded:
 
     def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """`weight`, which is one of the layers', in `dtype`."""
-        if weight.dtype == dtype:
-            return weight
+        if weight.dtype == dtype or torch.compiler.is_compiling():
+            return weight.to(dtype)
         copy = self._copies.get(id(weight))
         if copy is None or not copy.holds(weight, dtype):
             self._renew(dtype)
@@ -115,15 +115,16 @@ def _reason(layer: Any) -> str | None:
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names, kind = layer.active_adapters, x.device.type
+    names, base, kind = layer.active_adapters, layer.base_layer, x.device.type
     as_planned = len(layer.r) == len(names) == 1 and not (args or kwargs or layer.disable_adapters or layer.merged)
-    operation = _LowRankConvolution if isinstance(layer.base_layer, nn.Conv2d) else _LowRank
+    operation = _LowRankConvolution if isinstance(base, nn.Conv2d) else _LowRank
     as_planned &= operation is _LowRank or x.dim() == 4
-    if as_planned and not torch.compiler.is_compiling():  # a compiler fuses by itself
+    # a compiler fuses by itself, but for what a base's own kernel does
+    if as_planned and (hasattr(base, "products") or not torch.compiler.is_compiling()):
         first, second = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         if torch.is_autocast_enabled(kind) or first.dtype == dtype:
-            return operation.apply(x.to(dtype), first, second, layer.base_layer, layer.scaling[names[0]], layer.rounded)
+            return operation.apply(x.to(dtype), first, second, base, layer.scaling[names[0]], layer.rounded)
     return type(layer).forward(layer, x, *args, **kwargs)
 
 

@@ -145,11 +145,22 @@ def test_a_fused_adapter_never_asks_for_unpacked_weights(kind: Kind, monkeypatch
     both_ways(model, drawn(200, IN))
 
 
-def test_compiled_it_computes_the_same_bits(kind: Kind) -> None:
-    plain = EightBitLinear(linear(), kind)
-    traced = torch.compile(copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
-    for one, other in zip(both_ways(plain, drawn(20, IN)), both_ways(traced, drawn(20, IN)), strict=True):
-        assert torch.equal(one, other)
+def test_compiled_it_computes_the_same_bits_and_adds_the_adapter_itself(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[bool] = []
+    times = eightbit.Products.times
+    monkeypatch.setattr(
+        eightbit.Products, "times", lambda *a, low=None: added.append(low is None) or times(*a, low=low)
+    )
+    for plain in (EightBitLinear(linear(), kind), adapted(kind, fused=True)):
+        traced = torch.compile(copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
+        results = []
+        for model in (plain, traced):
+            with torch.autocast("cpu", torch.bfloat16):
+                results.append([*both_ways(model, drawn(20, IN)), *(p.grad for p in model.parameters())])
+        for one, other in zip(*results, strict=True):
+            assert one is other is None or torch.equal(one, other)
 
 
 def test_layers_of_other_sizes_stay_and_are_counted(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
