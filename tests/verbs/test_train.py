@@ -163,7 +163,10 @@ IN_EIGHT_BITS = [
 ]
 
 
-@pytest.mark.parametrize("extra", [[], MORE_RANDOM, IN_EIGHT_BITS])
+IN_HALF = ["run.precision=bf16", "adapter.targets=all+conv", "run.ema.decay=0.5", "run.sample_every=2"]
+
+
+@pytest.mark.parametrize("extra", [[], MORE_RANDOM, IN_EIGHT_BITS, IN_HALF])
 def test_a_stopped_run_goes_on_bit_for_bit(
     make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: list[str]
 ) -> None:
