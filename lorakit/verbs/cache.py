@@ -18,6 +18,7 @@ from lorakit.recipe import Recipe
 from lorakit.training.caching import fill_cache
 from lorakit.training.interrupt import watched
 from lorakit.training.processes import Runtime, resolve_precision
+from lorakit.verbs.alike import refuse_unlike
 from lorakit.verbs.class_pictures import draw_missing
 from lorakit.verbs.survey import survey_recipe
 
@@ -43,6 +44,7 @@ def fill(recipe: Recipe) -> CacheResult:
     precision, _ = resolve_precision(recipe.run.precision)
     recipe = replace(recipe, run=recipe.run.model_copy(update={"precision": precision}))
     with watched() as interrupt, Runtime(precision, folder=Path(recipe.run.output)) as runtime:
+        refuse_unlike(recipe)
         data = on_first_rank(lambda: _data(recipe))
         if draw_missing(recipe, device=runtime.device, check=interrupt.check):
             data = on_first_rank(lambda: _data(recipe))

@@ -38,6 +38,7 @@ from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
+from lorakit.verbs.alike import refuse_unlike
 from lorakit.verbs.class_pictures import draw_missing
 from lorakit.verbs.fit import budget, fitted
 from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
@@ -97,8 +98,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     output = Path(recipe.run.output)
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(watched())
-        recipe, runtime = _started(recipe, output)
-        stack.enter_context(runtime)
+        recipe, runtime = _started(recipe, output, stack)
         data, _ = _surveyed(recipe, output, runtime, interrupt)
 
         def tried(recipe: Recipe) -> tuple[DryReport, int | None]:
@@ -120,8 +120,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
     quiet_libraries()
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(watched())
-        recipe, runtime = _started(recipe, output)
-        stack.enter_context(runtime)
+        recipe, runtime = _started(recipe, output, stack)
         found = None
         if resumed:
             stack.enter_context(_owned(output, RunFolder.existing, interrupt))
@@ -234,20 +233,23 @@ def _loop(
 # -- what a run starts from ---------------------------------------------------------------------------------------
 
 
-def _started(recipe: Recipe, output: Path) -> tuple[Recipe, Runtime]:
-    """Joins the other processes; the recipe then names the precision that "auto" stands for, and says whether the model
-    is shared out, for which a launcher may ask too."""
+def _started(recipe: Recipe, output: Path, stack: contextlib.ExitStack) -> tuple[Recipe, Runtime]:
+    """Joins the other processes, until `stack` ends; the recipe then names the precision that "auto" stands for, and
+    says whether the model is shared out, for which a launcher may ask too. InputError where another has another."""
     precision, reason = resolve_precision(recipe.run.precision)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and zero_stage() == 3
     settled = {"precision": precision, "shard": recipe.run.shard or launched}
     recipe = replace(recipe, run=recipe.run.model_copy(update=settled))
-    runtime = Runtime(
-        precision,
-        trackers=list(recipe.run.trackers),
-        folder=output,
-        deterministic=recipe.run.deterministic,
-        config=recipe.to_dict(paths=False),
+    runtime = stack.enter_context(
+        Runtime(
+            precision,
+            trackers=list(recipe.run.trackers),
+            folder=output,
+            deterministic=recipe.run.deterministic,
+            config=recipe.to_dict(paths=False),
+        )
     )
+    refuse_unlike(recipe)
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
     if runtime.device.type == "cpu":

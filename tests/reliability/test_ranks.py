@@ -17,6 +17,7 @@ from lorakit.training import checkpoint
 from tests.reliability.harness import Run, Server
 from tests.reliability.scene import write_recipe
 from tests.reliability.survival import Undisturbed, goes_on, survive, undisturbed, unlike
+from tests.verbs.conftest import write_pictures
 
 GLOBAL_BATCH = 24
 MORE_LOSSES = [(0, "save"), (1, "micro"), (1, "cache"), (0, "cache"), (1, "validate"), (2, "finish")]
@@ -79,6 +80,27 @@ def test_any_split_of_the_global_batch_is_the_same_training(
     assert found[-1]["lr"] == pytest.approx(0.01 * (0.1 + 0.9 / 5)), "one fifth of the way is left to the floor"
     weights = [end(run, rank)["weights"] for rank in range(ranks)]
     assert len(weights[0]) > 10 and all(of_rank == weights[0] for of_rank in weights), "the same bits on every rank"
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_there_may_be_more_processes_than_pictures(server: Server, tmp_path: Path, shard: bool) -> None:
+    folder = write_pictures(tmp_path / "two", 2)  # of two sizes
+    how = (
+        f"data.sources.0.path={folder}",
+        "data.validation=0.0",
+        "run.steps=3",
+        "run.sample_every=0",
+        "run.accumulate=1",
+    )
+    one = write_recipe(tmp_path, "one", *how, "run.batch_size=4", "run.accumulate=1", model=server.model)
+    how += ("run.batch_size=1", "run.accumulate=1", f"run.shard={shard}".lower())
+    four = write_recipe(tmp_path, "four", *how, model=server.model)
+    assert server.run("train", one).codes == [0]
+    run = server.run("train", four, ranks=4)
+    assert set(run.codes) == {0}, run.output()
+    assert_agree(lines(one.with_suffix("")), lines(four.with_suffix("")))
+    weights = [end(run, rank)["weights"] for rank in range(4)]
+    assert len(weights[0]) > 10 and all(of_rank == weights[0] for of_rank in weights)
 
 
 def end(run: Run, rank: int) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lorakit.cli.main import main
 from lorakit.recipe import Recipe
 from lorakit.training.validation import curves
 from lorakit.verbs.train import train
+from tests.verbs.conftest import in_processes
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,6 +62,23 @@ def test_two_processes_agree_with_one(make_recipe: Callable[..., Recipe], tmp_pa
         assert (one_drawn - other_drawn).abs().max() <= 1, "each prompt's picture in its place, to one of 256 levels"
     assert not any(torch.equal(drawn[0][0], other) for other in drawn[0][1:])
     assert json.loads((two / "exit.json").read_text())["code"] == 0
+
+
+def test_processes_with_unlike_recipes_are_refused(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def start() -> None:
+        unlike = ["optimizer.lr=0.5", "sample.negative_prompt='red'"] if os.environ["RANK"] == "1" else []
+        file = tmp_path / f"recipe-{os.environ['RANK']}.toml"
+        file.write_text(make_recipe("run", *unlike).to_toml())
+        main(["train", str(file)])
+
+    make_recipe("run")
+    assert in_processes(2, start) == [2, 2]
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and "optimizer.lr is 0.01 in the first process and 0.5 in process 1" in said
+    assert 'sample.negative_prompt is "" in the first process and "red"' in said and "run.output" not in said
+    assert not (tmp_path / "run").exists()
 
 
 # a launcher ends all processes as soon as one has ended: what all have met, rank 0 must have said by then
