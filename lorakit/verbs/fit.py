@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from lorakit.core.errors import InputError
-from lorakit.core.files import size
+from lorakit.core.memory import give_back
 from lorakit.core.processes import rank
 from lorakit.optimizers import adamw8bit
 from lorakit.recipe import Recipe
@@ -66,6 +66,7 @@ def fitted(
             )
         # out of the handler, whose traceback holds what was made
         gc.collect()
+        give_back()
         if gpu:
             torch.cuda.empty_cache()
     last = (
@@ -129,7 +130,7 @@ def _changed(recipe: Recipe, changes: Changes) -> Recipe:
 def _taken(taken: int | None, allowed: int | None) -> str:
     if taken is None:
         return "it does not fit into memory"
-    return size(taken) + ("" if allowed is None else f" of {size(allowed)} allowed")
+    return f"{taken / 1e9:.2f} GB" + ("" if allowed is None else f" of {allowed / 1e9:.2f} GB allowed")
 
 
 def _words(changes: Changes) -> str:

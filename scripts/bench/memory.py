@@ -183,7 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="+", choices=("settings", "parts", "estimate"))
     parser.add_argument("--shape", choices=shapes.SHAPES, default="sd-small")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--side", type=int, help="pixels a side, where not the shape's own")
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, for `estimate`")
     parser.add_argument("--json", type=Path, help="a file for all that was measured")
     args = parser.parse_args(arguments)

@@ -77,16 +77,15 @@ def test_it_says_what_is_taken_and_why_something_is_changed(
 ) -> None:
     caplog.set_level("INFO", "lorakit")
     tried(make_recipe("run", "run.fit=9.6GB"), enough=3, gpu=False)
-    assert [record.message for record in caplog.records] == [
-        "run.fit: 11.5 GB of 9.6 GB allowed; tried with run.gradient_checkpointing = 0.25: 25 % of the blocks compute "
-        "twice",
-        "run.fit: 10.5 GB of 9.6 GB allowed; tried with run.gradient_checkpointing = 0.5: 50 % of the blocks compute "
-        "twice",
-        "run.fit: 9.5 GB of 9.6 GB allowed with run.gradient_checkpointing = 0.5 (without: 11.5 GB)",
+    again = "tried with run.gradient_checkpointing ="
+    assert caplog.messages == [
+        f"run.fit: 11.50 GB of 9.60 GB allowed; {again} 0.25: 25 % of the blocks compute twice",
+        f"run.fit: 10.50 GB of 9.60 GB allowed; {again} 0.5: 50 % of the blocks compute twice",
+        "run.fit: 9.50 GB of 9.60 GB allowed with run.gradient_checkpointing = 0.5 (without: 11.50 GB)",
     ]
     caplog.clear()
     tried(make_recipe("run", "run.fit=auto"), enough=1, gpu=False)
-    assert caplog.messages == ["run.fit: 11.5 GB with the recipe as it is"]
+    assert caplog.messages == ["run.fit: 11.50 GB with the recipe as it is"]
     caplog.clear()
     tried(make_recipe("run"), enough=1, gpu=False)
     assert not caplog.messages
