@@ -172,3 +172,19 @@ def test_blocks_of_few_weights_are_computed_again_first(monkeypatch: pytest.Monk
     sizes = {block: sum(weight.numel() for weight in block.parameters()) for block in asked}
     assert 0.3 * len(asked) <= len(again) <= 0.7 * len(asked)
     assert max(sizes[block] for block in again) <= min(sizes[block] for block in asked - again)
+
+
+def test_compiled_blocks_are_computed_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "BACKEND", "aot_eager")  # a compiler's way, without its machine code
+    found = []
+    for compiled in (False, True):
+        family = sd.load(sd.Settings(path=str(sd.tiny().path)))
+        lora.inject(family.unet, lora.Settings(rank=2), targets=["to_q"], seed=0)
+        family.unet.train()
+        if compiled:
+            compute_again(family.unet, share=0.5)
+            compile_blocks(family.unet)
+        out = family.predict(torch.ones(1, 4, 8, 8), torch.tensor([5.0]), {"states": torch.ones(1, 16, 24)})
+        out.square().sum().backward()
+        found.append([p.grad for p in family.unet.parameters() if p.grad is not None])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
