@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from lorakit.core.settings import descriptions
 from lorakit.families import DEFAULT, FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -74,8 +75,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _doc(name: str) -> str:
-    described = FAMILIES.module(name).Settings.model_fields["family"].description or ""
-    return " ".join(described.split()).rstrip(".")
+    return descriptions(FAMILIES.module(name).Settings)["family"].rstrip(".")
 
 
 def _tasks(family: Any) -> str:

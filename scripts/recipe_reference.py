@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lorakit.core.settings import is_neutral
+from lorakit.core.settings import descriptions, is_neutral
 from lorakit.recipe import CHOSEN, FIXED
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +43,7 @@ def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str
     yield f"`{_file(settings)}`\n"
     yield "| key | value | default | what it does |\n|---|---|---|---|"
     inner: dict[str, type[BaseModel]] = {}
+    described = descriptions(settings)
     own, shared = settings.__annotations__, settings.__mro__[1]
     told = f"{shared.__module__}.{shared.__name__}" in seen
     seen.add(f"{shared.__module__}.{shared.__name__}")
@@ -55,7 +56,7 @@ def _tables(settings: type[BaseModel], key: str, seen: set[str]) -> Iterator[str
         for model in nested:
             label = f"{key}.{name}" + (f" (kind = {_kind(model)})" if len(nested) > 1 else "")
             inner[f"[[{label}]]" if many else f"[{label}]"] = model
-        what = " ".join((field.description or "").split()).replace("|", "\\|")
+        what = described[name].replace("|", "\\|")
         what += " *Neutral.*" if is_neutral(settings, name) else ""
         value = "table" if nested and not many else "tables" if nested else _type(field.annotation)
         yield f"| `{name}` | {value} | {_default(field, nested)} | {what} |"

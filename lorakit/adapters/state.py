@@ -109,7 +109,7 @@ def inject_layers(
         lora_dropout=dropout,
     )
     # peft initialises what is overwritten here from the global generator, which must not move
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _without_bitsandbytes(module):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
         inject_adapter_in_model(config, module, adapter_name=adapter)
     module.requires_grad_(False)
@@ -124,6 +124,20 @@ def inject_layers(
                 part.float()
     assert injected == set(plan), f"peft adapted {injected ^ set(plan)} otherwise than planned"
     return adapter
+
+
+@contextlib.contextmanager
+def _without_bitsandbytes(module: nn.Module) -> Iterator[None]:
+    """peft imports it, a second's work, to see whether a layer is one of its own; not where none can be."""
+    from peft.tuners.lora import model
+
+    there = any(type(layer).__module__.startswith("bitsandbytes") for layer in module.modules())
+    before = {name: getattr(model, name) for name in ("is_bnb_available", "is_bnb_4bit_available") if not there}
+    try:
+        vars(model).update(dict.fromkeys(before, lambda: False))
+        yield
+    finally:
+        vars(model).update(before)
 
 
 def _single(layer: Any) -> str:

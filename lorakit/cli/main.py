@@ -15,6 +15,7 @@ import time
 
 from lorakit.core.errors import InputError, InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
+from lorakit.core.start import collect_rarely, import_later
 from lorakit.core.threads import let_waiting_sleep
 
 SHARED = ("caption", "cache", "train", "sample")  # what several processes do together
@@ -42,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and ends the process with the exit code of the contract."""
     let_waiting_sleep()
+    collect_rarely()
+    import_later("bitsandbytes")  # with it comes torch's compiler, a second in all
     try:
         _main(arguments)
     except KeyboardInterrupt:

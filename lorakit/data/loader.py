@@ -70,6 +70,7 @@ class Loader:
         padded: bool = False,
         workers: int = 0,
     ) -> None:
+        self.cache = cache
         self._samples = _Samples(
             data, cache, latents_fingerprint, text_fingerprint, latent_shapes, seed, stratified, extra
         )

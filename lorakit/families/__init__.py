@@ -17,6 +17,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.registry import Registry
 from lorakit.core.settings import Settings, validate
+from lorakit.core.start import collect_as_ever
 from lorakit.families import folders
 from lorakit.families.protocol import Description, Family, Names
 
@@ -74,6 +75,7 @@ def load_settings(settings: Settings, *, device: Any = "cpu", precision: str = "
         said = said.model_copy(update={"dtype": precision})
     family: Family = FAMILIES.module(said.family).load(said)
     family.to(device, family.dtype)
+    collect_as_ever()  # all that is large is imported
     return family
 
 

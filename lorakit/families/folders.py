@@ -1,5 +1,6 @@
 """Finding a model's folder and saying what is wrong with it, before anything heavy is imported."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -243,8 +244,16 @@ def fingerprint(*folders: Path) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else [folder]:
-            digest.update(f"{folder.name}/{file.relative_to(folder)}:{sha256_file(file)}\n".encode())
+            about = file.stat()
+            own = _digest(file, about.st_size, about.st_mtime_ns)
+            digest.update(f"{folder.name}/{file.relative_to(folder)}:{own}\n".encode())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(file: Path, size: int, changed: int) -> str:
+    """Of a file as it is; seconds for a large one, which several ask for."""
+    return sha256_file(file)
 
 
 def tokenizers(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from typing import Any, Literal, cast
 import torch
 
 from lorakit.core.errors import InputError
+from lorakit.core.memory import keep_freed
 from lorakit.core.processes import TIME_LIMIT, leave, rank
+from lorakit.core.threads import cap_threads, usable_cores
 from lorakit.training.engines import KEPT, without_engines
 from lorakit.training.trackers import Trackers, refuse_missing
 
@@ -120,6 +122,11 @@ class Runtime:
         self._trackers = Trackers(trackers, folder=folder, config=config or {}) if trackers else None
         self.device: torch.device = self._accelerator.device
         self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+        if self.device.type == "cpu":
+            keep_freed()
+            threads = cap_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            if rank() == 0:
+                log.info("%s", threads)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return cast("AbstractContextManager[Any]", self._accelerator.autocast())

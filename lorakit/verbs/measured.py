@@ -14,7 +14,7 @@ from lorakit.core.types import Batch, Predict, Text
 from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
-from lorakit.data.shards import Cache
+from lorakit.data.shards import Cache, content_key
 from lorakit.families.protocol import Family
 from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
@@ -25,7 +25,7 @@ from lorakit.training.step import Trainee, encoded, on_device, predicted, predic
 from lorakit.training.validation import BANDS, Validation, evaluated
 
 _PICTURES = 6  # that a model's predictions are looked at on
-_FEW = 2  # of them, that show whether there is anything to suspect: each costs nearly a step
+_FEW = 1  # of them, that shows whether there is anything to suspect: each costs nearly a step
 
 
 def measured_sets(recipe: Recipe, data: Dataset) -> dict[str, list[int]]:
@@ -54,15 +54,21 @@ def refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
     """Raises InputError where the base clearly predicts something else than its configuration says, on every rank.
 
     A few forwards without adapter and dropout, by the first rank unless they need all; nothing of the run moves by it.
+    The cache remembers of which model and data it was found in order.
     """
-    if not trainee.sharded:
-        on_first_rank(lambda: _refuse_misread(trainee, data, loader))
+    family = trainee.family
+    key = content_key("predicts", *map(family.fingerprint, (family.backbone, "scheduler")), data.plan.digest())
+    if on_first_rank(lambda: loader.cache.has(key)):
         return
-    with jointly(sharded=True):
-        _refuse_misread(trainee, data, loader)
+    if trainee.sharded:
+        with jointly(sharded=True):
+            found = _refuse_misread(trainee, data, loader)
+    else:
+        found = on_first_rank(lambda: _refuse_misread(trainee, data, loader))
+    on_first_rank(lambda: loader.cache.write({key: {"unexplained": torch.tensor([*found.values()])}}))
 
 
-def _refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
+def _refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> dict[str, float]:
     def samples(count: int) -> Iterator[tuple[Batch, Predict]]:
         for batch in loader.fixed(data.sample(count), draws=1):
             batch = ready(trainee, batch)
@@ -70,11 +76,12 @@ def _refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> None:
 
     process = trainee.family.process
     with evaluated(trainee.adapted.values()), trainee.autocast():
-        if not suspected(process, unexplained(process, samples(_FEW))):
-            return
-        problem = misread(process, unexplained(process, samples(_PICTURES)))
-    if problem:
+        found = unexplained(process, samples(_FEW))
+        if suspected(process, found):
+            found = unexplained(process, samples(_PICTURES))
+    if problem := misread(process, found):
         raise InputError(problem)
+    return found
 
 
 def check_model(recipe: Recipe, data: Dataset) -> tuple[str | None, dict[str, float]]:

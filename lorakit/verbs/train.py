@@ -18,7 +18,6 @@ from lorakit.core.files import write_json, write_text
 from lorakit.core.memory import is_lack
 from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
-from lorakit.core.threads import cap_threads, usable_cores
 from lorakit.data.cache import refuse_within
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
@@ -252,10 +251,6 @@ def _started(recipe: Recipe, output: Path, stack: contextlib.ExitStack) -> tuple
     refuse_unlike(recipe)
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
-    if runtime.device.type == "cpu":
-        threads = cap_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-        if rank() == 0:
-            log.info("%s", threads)
     return recipe, runtime
 
 

@@ -1,5 +1,6 @@
 """Memory that was freed is the system's again."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,25 @@ def test_what_leaves_its_file_is_not_resident_and_comes_back(tmp_path: Path) -> 
     copy = own.clone()
     leave_file(own)
     assert own.equal(copy), "in no file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's affair")
+def test_what_is_freed_may_be_kept_for_what_comes_next() -> None:
+    """In a process of its own, since it lasts."""
+    program = """
+import resource, torch
+from lorakit.core.memory import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(64 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+ever = faults()
+keep_freed()
+faults()
+assert faults() < ever / 10, (ever, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field
 
 from lorakit.core.errors import InputError
-from lorakit.core.settings import Settings, did_you_mean, validate
+from lorakit.core.settings import Settings, descriptions, did_you_mean, validate
 
 
 class Inner(Settings):
@@ -115,7 +115,7 @@ def test_settings_cannot_be_changed():
 
 
 def test_a_docstring_under_a_field_is_its_description():
-    assert Outer.model_fields["rank"].description == "Width of the adapter."
+    assert descriptions(Outer)["rank"] == "Width of the adapter."
 
 
 def test_did_you_mean():

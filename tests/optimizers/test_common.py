@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorakit.core.errors import InputError
-from lorakit.core.settings import validate
+from lorakit.core.settings import descriptions, validate
 from lorakit.optimizers import OPTIMIZERS, common
 from lorakit.optimizers.schedules import Schedule
 from lorakit.optimizers.state import optimizer_state
@@ -33,7 +33,7 @@ def test_an_optimizers_module(kind: str) -> None:
     module = OPTIMIZERS.module(kind)
     own = settings(kind)
     assert own.kind == kind and own.full_rate > 0 and own.max_grad_norm == 1
-    assert all(field.description for field in module.Settings.model_fields.values())
+    assert set(descriptions(module.Settings)) == set(module.Settings.model_fields)
     assert module.build.__doc__
     assert problems(kind) == []
 

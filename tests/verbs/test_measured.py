@@ -82,17 +82,41 @@ def test_a_plain_check_loads_no_model(make_recipe: Make, monkeypatch: pytest.Mon
         check(make_recipe("run"), deep=True)
 
 
-def test_looking_at_the_model_changes_nothing(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_at_the_model_changes_nothing(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With dropout in the adapter, which draws from the global generators, and with an adapter that is no identity."""
-    first = train(make_recipe("first", "run.steps=1")).output
+
+    def anew(name: str, *overrides: str) -> Recipe:  # a cache remembers what was looked at
+        return make_recipe(name, f"data.cache={tmp_path / name}-cache", *overrides)
+
+    first = train(anew("first", "run.steps=1")).output
     how = ("adapter.dropout=0.3", f"adapter.init_from={first / 'adapter.safetensors'}")
-    looked = outcome(train(make_recipe("looked", *how)).output)
+    looked = outcome(train(anew("looked", *how)).output)
     seen: list[float] = []
     original = measured.unexplained
     monkeypatch.setattr(
         measured, "unexplained", lambda *given: seen.append(original(*given)["epsilon"]) or {"epsilon": 0.0}
     )
-    assert outcome(train(make_recipe("again", *how)).output) == looked
+    assert outcome(train(anew("again", *how)).output) == looked
     assert outcome(train(make_recipe("plain", *how, "run.check_model=false")).output) == looked
-    train(make_recipe("fresh", "run.steps=1"))
+    train(anew("fresh", "run.steps=1"))
     assert len(seen) == 2 and seen[0] == seen[1], "the base alone is looked at, without its adapter"
+
+
+def test_of_the_same_model_and_pictures_it_is_looked_at_once(
+    make_recipe: Make, base: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    real = measured.unexplained
+    monkeypatch.setattr(measured, "unexplained", lambda *args: looks.append(1) or real(*args))
+    train(on_the_base(make_recipe, "first", "embedded"))
+    assert len(looks) == 1, "nothing to suspect, so one look is enough"
+    train(on_the_base(make_recipe, "second", "embedded", "run.seed=7", "optimizer.lr=1e-5"))
+    assert len(looks) == 1
+    train(on_the_base(make_recipe, "third", "embedded", "data.sources.0.repeats=2"))
+    assert len(looks) == 2, "other data"
+    path = base("epsilon")
+    for name in ("refused", "refused again"):  # what was wrong is not taken for looked at
+        with pytest.raises(InputError, match="fits 'v_prediction'"):
+            train(on_the_base(make_recipe, name, path))

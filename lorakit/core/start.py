@@ -1,0 +1,48 @@
+"""What a process of our own leaves out while it starts, most of which is importing libraries."""
+
+import gc
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+_RARELY = 1_000_000  # objects more than when it last looked
+
+
+def collect_rarely() -> None:
+    """Lets Python look for cycles to be freed hardly ever, until `collect_as_ever`: what libraries make when they are
+    imported stays, each look at it is in vain, and all of them are a tenth of a start.
+    """
+    gc.set_threshold(_RARELY)
+
+
+def collect_as_ever() -> None:
+    """If it did rarely, Python looks as often as by itself from here on, and at what is made from here on."""
+    if gc.get_threshold()[0] == _RARELY:
+        gc.freeze()
+        gc.set_threshold(700, 10, 10)
+
+
+def import_later(name: str) -> None:
+    """Lets `import name` cost nothing until something of the package is asked for.
+
+    The standard library's LazyLoader imports at the second `import` already.
+    """
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        sys.modules[name] = _Later(spec)
+
+
+class _Later(ModuleType):
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__file__ = spec, spec.origin  # what `inspect` asks of every module there is
+
+    def __getattr__(self, attribute: str) -> Any:  # of all that is not here: `__path__` too, when a submodule is wanted
+        name = self.__name__
+        if sys.modules.get(name) is self:
+            del sys.modules[name]
+        package = importlib.import_module(name)
+        self.__dict__.update({key: value for key, value in vars(package).items() if key != "__spec__"})
+        return getattr(package, attribute)
