@@ -68,12 +68,21 @@ def named_at(path: str) -> str:
     return next((name for name in FAMILIES.names() if kind in FAMILIES.module(name).PIPELINES), DEFAULT)
 
 
-def load_settings(settings: Settings, *, device: Any = "cpu", precision: str = "fp32") -> Family:
-    """The family on `device`, its weights read and kept in `precision` ("bf16", …) where the settings say nothing."""
+def load_settings(
+    settings: Settings, *, device: Any = "cpu", precision: str = "fp32", later: tuple[str, ...] = ()
+) -> Family:
+    """The family on `device`, its weights read and kept in `precision` ("bf16", …) where the settings say nothing.
+
+    Components whose names begin with one of `later` are read when they are to be `at_hand`, and are away but then;
+    from a single file all are read now.
+    """
+    from lorakit.families import source
+
     said: Any = settings
     if said.dtype is None:
         said = said.model_copy(update={"dtype": precision})
-    family: Family = FAMILIES.module(said.family).load(said)
+    with source.later(later):
+        family: Family = FAMILIES.module(said.family).load(said)
     family.to(device, family.dtype)
     collect_as_ever()  # all that is large is imported
     return family

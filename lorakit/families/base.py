@@ -50,7 +50,8 @@ class Frozen(Names):
         self.dtype = source.dtype or torch.float32
         self.device = torch.device("cpu")
         self.reading: Mapping[str, object] = {}  # what else decides what an encoder says, for caches
-        self.away: tuple[str, ...] = ()  # components whose weights are in their files alone
+        # components whose weights are in their files alone
+        self.away = tuple(name for name, part in self.components.items() if next(part.parameters()).is_meta)
         self.factor = vae.factor(source.folder)
         self.side_multiple = self.drawing_multiple = self.factor * patch
 
@@ -58,35 +59,29 @@ class Frozen(Names):
         """Moves the components, and all but the VAE to `dtype` unless they were read in one that the settings say."""
         self.device, self.dtype = torch.device(device), self.source.dtype or dtype
         for name in self.components if only is None else only:
-            self._place(name, self.components[name])
+            if name not in self.away:
+                self._place(name, self.components[name])
 
     def _place(self, name: str, module: nn.Module) -> None:
         module.to(device=self.device, dtype=self.dtype if name != "vae" and self.source.dtype is None else None)
 
-    def put_away(self, names: Iterable[str]) -> None:
-        if self.source.file is None:  # in a single file they lie together with the backbone
-            self.away = tuple(names)
-            self._free()
-
     @contextlib.contextmanager
-    def at_hand(self) -> Iterator[None]:
-        away, self.away = self.away, ()
-        if not away:
-            yield
-            return
+    def at_hand(self, names: Iterable[str] | None = None) -> Iterator[None]:
+        wanted = [name for name in self.away if names is None or name in names]
+        self.away = tuple(name for name in self.away if name not in wanted)
         try:
-            for name, fresh in self.source.read({name: type(self.components[name]) for name in away}).items():
-                self._place(name, fresh)
-                _refill(self.components[name], fresh)
+            if wanted:
+                for name, fresh in self.source.read({name: type(self.components[name]) for name in wanted}).items():
+                    self._place(name, fresh)
+                    # others know the module already: it becomes what was read, with all that was set up in it
+                    self.components[name].__dict__ = fresh.__dict__
             yield
         finally:
-            self.away = away
-            self._free()
-
-    def _free(self) -> None:
-        for name in self.away:
-            self.components[name].to("meta")
-        give_back()
+            self.away += tuple(wanted)
+            for name in wanted:
+                self.components[name].to("meta")
+            if wanted:
+                give_back()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in -1 … 1 to the posterior's mean, normalised: (B, C, H/f, W/f)."""
@@ -103,12 +98,6 @@ class Frozen(Names):
         tokenizer = component.replace("text_encoder", "tokenizer")
         own = self.source.fingerprint(component, *([tokenizer] if tokenizer != component else []))
         return f"{own}-{self.reading[component]}" if component in self.reading else own
-
-
-def _refill(module: nn.Module, fresh: nn.Module) -> None:
-    """Makes the weights of `fresh` those of `module`, which others know already."""
-    for own, other in zip(module.modules(), fresh.modules(), strict=True):
-        own._parameters, own._buffers = other._parameters, other._buffers
 
 
 def pipeline(family: Any, task: str, **parts: Any) -> Any:

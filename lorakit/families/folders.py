@@ -224,17 +224,19 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def hollow(folder: Path) -> dict[str, Any]:
-    """The modules of a model folder by component, made from their configurations: names and shapes, no weights."""
+    """The modules of a model folder by component: names and shapes, no weights."""
+    return {name: hollow_component(kind, folder / name) for name, kind in classes(folder).items()}
+
+
+def hollow_component(kind: Any, folder: Path) -> Any:
+    """The component of which `folder` has the configuration, without weights, by its class in diffusers or
+    transformers."""
     import torch
 
-    found = {}
-    for name, kind in classes(folder).items():
-        with torch.device("meta"):
-            if hasattr(kind, "from_config"):  # diffusers'
-                found[name] = kind.from_config(kind.load_config(folder / name))
-            else:
-                found[name] = kind(kind.config_class.from_pretrained(folder / name))
-    return found
+    with torch.device("meta"):
+        if hasattr(kind, "from_config"):  # diffusers'
+            return kind.from_config(kind.load_config(folder))
+        return kind(kind.config_class.from_pretrained(folder))
 
 
 def fingerprint(*folders: Path) -> str:

@@ -132,15 +132,11 @@ class Family(Names, Protocol):
         ...
 
     def to(self, device: Any, dtype: Any, *, only: Iterable[str] | None = None) -> None:
-        """Moves the frozen parts, or `only` these components."""
+        """Moves the frozen parts, or `only` these components; those that are read later come there when they are."""
         ...
 
-    def put_away(self, names: Iterable[str]) -> None:
-        """Frees the weights of these frozen components but while they are `at_hand`; those of a single file stay."""
-        ...
-
-    def at_hand(self) -> AbstractContextManager[None]:
-        """Within it all components have their weights: what was put away is read anew."""
+    def at_hand(self, names: Iterable[str] | None = None) -> AbstractContextManager[None]:
+        """Within it these components, or all, have their weights: what was to be read `later` is read for it."""
         ...
 
     def live_pipeline(self, task: str = "text") -> Any:

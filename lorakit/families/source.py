@@ -4,7 +4,9 @@ What is in a folder, and what is wrong with one, is found in folders.py; small w
 multiplied as they are in eightbit.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +66,20 @@ class Settings(core_settings.Settings):
         return self
 
 
+_LATER: ContextVar[tuple[str, ...]] = ContextVar("later", default=())
+
+
+@contextlib.contextmanager
+def later(names: tuple[str, ...]) -> Iterator[None]:
+    """Models that are made within it have no weights yet in components whose names begin so: they are read when they
+    are to be `at_hand`; see `protocol.Family`."""
+    token = _LATER.set(names)
+    try:
+        yield
+    finally:
+        _LATER.reset(token)
+
+
 @dataclass(frozen=True)
 class Source:
     """A complete model: `folder` has its configurations and tokenizers, and its weights but for those of `file`, a
@@ -91,9 +107,16 @@ class Source:
         return kinds.get(self._said("dtype") or "")
 
     def components(self, **kinds: Any) -> dict[str, Any]:
-        """The modules of these names and classes, and the VAE whatever its class, as `read` reads them."""
-        found = self.read({"vae": None, **kinds})
-        return {name: found[name] for name in (*kinds, "vae")}
+        """The modules of these names and classes, and the VAE whatever its class, as `read` reads them, but for those
+        that are read `later`."""
+        kinds = {"vae": None, **kinds}
+        # in a single file they lie together with the backbone
+        later = [] if self.file else [name for name in kinds if name.startswith(_LATER.get())]
+        found = self.read({name: kind for name, kind in kinds.items() if name not in later})
+        for name in later:
+            kind = vae.kind(kinds[name]) if name == "vae" else kinds[name]
+            found[name] = folders.hollow_component(kind, self.folder / name).requires_grad_(False).eval()
+        return {name: found[name] for name in (*(name for name in kinds if name != "vae"), "vae")}
 
     def read(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
         """The modules of these names and classes: frozen, in eval mode, read as the settings say."""

@@ -23,17 +23,18 @@ def drawing_multiple(factor: int) -> int:
     return math.lcm(factor, 8)  # stock pipelines of U-Nets ask for 8, whatever the VAE is
 
 
-def load(path: Path, kind: Any = None, *, config: Path | None = None) -> Any:
-    """The VAE in a folder, or in a single file with its configuration in the folder `config`.
-
-    It is an AutoencoderKL where no `kind` is said.
-    """
+def kind(said: Any = None) -> Any:
+    """A VAE's class: AutoencoderKL where none is said."""
     from diffusers import AutoencoderKL
 
-    kind = kind or AutoencoderKL
+    return said or AutoencoderKL
+
+
+def load(path: Path, said: Any = None, *, config: Path | None = None) -> Any:
+    """The VAE in a folder, or in a single file with its configuration in the folder `config`, of this `kind`."""
     if path.is_file():
-        return decoding_in_fp32(folders.load_from_file(kind, path, config or path.parent))
-    return decoding_in_fp32(folders.load_component(kind, path))
+        return decoding_in_fp32(folders.load_from_file(kind(said), path, config or path.parent))
+    return decoding_in_fp32(folders.load_component(kind(said), path))
 
 
 def decoding_in_fp32(vae: Any) -> Any:

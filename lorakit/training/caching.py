@@ -4,9 +4,11 @@ How work is shared and stored is `data/cache.py`'s affair. `lorakit cache` and `
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +20,9 @@ from lorakit.export.files import DTYPES
 from lorakit.families.protocol import Family
 from lorakit.training.execution import lay_channels_last
 from lorakit.training.processes import bar
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,25 +68,47 @@ def fill_cache(
             check()
 
         if data.cached_latents:
-            vae = family.components["vae"]
-            if next(vae.parameters()).device.type == "cpu":
-                # its convolutions run faster so
-                lay_channels_last(vae)
-            pictures = fill_latents(
-                cache,
-                data.all_latents(fingerprint=latents_name),
-                prepare=data.prepare,
-                encode=family.encode_images,
-                encode_input=(lambda pixels: family.encode_given({"pixels": pixels})) if data.task == "edit" else None,
-                workers=data.settings.workers,
-                on_progress=made,
-            )
+            with _read_when_called(family, ["vae"]) as reading:
+                edited = data.task == "edit"
+                pictures = fill_latents(
+                    cache,
+                    data.all_latents(fingerprint=latents_name),
+                    prepare=data.prepare,
+                    encode=reading(family.encode_images),
+                    encode_input=reading(lambda pixels: family.encode_given({"pixels": pixels})) if edited else None,
+                    workers=data.settings.workers,
+                    on_progress=made,
+                )
         if text:
-            captions = fill_text(
-                cache,
-                data.all_captions(),
-                encode=text_encoder(data, family),
-                fingerprint=text_name,
-                on_progress=made,
-            )
+            with _read_when_called(family, encoders) as reading:
+                captions = fill_text(
+                    cache,
+                    data.all_captions(),
+                    encode=reading(text_encoder(data, family)),
+                    fingerprint=text_name,
+                    on_progress=made,
+                )
     return Encoded(latents_name, text_name if text else None, pictures, captions)
+
+
+@contextlib.contextmanager
+def _read_when_called(family: Family, parts: Sequence[str]) -> Iterator[Callable[[Callable[[T], S]], Callable[[T], S]]]:
+    """What is to encode, so that it has these parts of the family at hand from its first call on: a full cache needs
+    none, and the weights of a large text encoder are not read for it."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def read() -> None:
+            stack.enter_context(family.at_hand(parts))
+            for vae in [family.components[part] for part in parts if part == "vae"]:
+                if next(vae.parameters()).device.type == "cpu":
+                    lay_channels_last(vae)  # its convolutions run faster so
+
+        def reading(encode: Callable[[T], S]) -> Callable[[T], S]:
+            def encoded(given: T) -> S:
+                read()
+                return encode(given)
+
+            return encoded
+
+        yield reading

@@ -52,7 +52,7 @@ def fill(recipe: Recipe) -> CacheResult:
         folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()
         if not text and not data.cached_latents:
             return CacheResult(folder, None, None)
-        family = families.load_settings(recipe.model, device=runtime.device, precision=precision)
+        family = families.load_settings(recipe.model, device=runtime.device, precision=precision, later=("",))
         done = fill_cache(Cache(folder), data, family, precision=precision, text=text, check=interrupt.check)
     return CacheResult(folder, done.pictures if data.cached_latents else None, done.captions if text else None)
 

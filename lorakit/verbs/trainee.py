@@ -45,9 +45,13 @@ def prepared(
 ) -> tuple[Trainee, Loader]:
     """The model with its adapters, and what feeds it, from a filled cache.
 
-    The backbone comes to the device when the cache is filled, and what has filled it goes if nothing else asks for it.
+    The backbone comes to the device when the cache is filled. What fills it is read for that alone, if it has to be and
+    nothing else asks for it.
     """
-    family = families.load_settings(recipe.model, precision=recipe.run.precision)
+    encoding = recipe.adapter.text_encoder is not None  # captions anew in each step
+    seeing = not data.cached_latents or data.task != "text"  # pictures, or what the model is given of them
+    later = tuple(name for name, asked in (("vae", seeing), ("text_encoder", encoding)) if not asked)
+    family = families.load_settings(recipe.model, precision=recipe.run.precision, later=later)
     others = [name for name in family.components if name != family.backbone]
     family.to(runtime.device, family.dtype, only=others)
     if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
@@ -55,10 +59,7 @@ def prepared(
     adapted = components_to_adapt(recipe, family)
     inject_adapters(recipe, family, adapted)
     interrupt.check()
-    encoding = len(adapted) > 1  # captions anew in each step
-    seeing = not data.cached_latents or family.task != "text"  # pictures, or what the model is given of them
     loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=encoding)
-    family.put_away([name for name in others if not (seeing if name == "vae" else encoding)])
     _to_device(recipe, family, runtime.device)
     trainee = make_trainee(recipe, data, family, adapted, runtime, found)
     if recipe.run.attention == "fastest":

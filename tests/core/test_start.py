@@ -52,7 +52,9 @@ def run(program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["assert laterpack.value == 7", "import laterpack.part", "from laterpack import part"])
+@pytest.mark.parametrize(
+    "first", ["assert laterpack.value == 7", "import laterpack.part", "from laterpack import part"]
+)
 def test_a_package_is_imported_when_something_of_it_is_wanted(first: str, tmp_path: Path) -> None:
     (tmp_path / "marks.py").write_text("made = []\nappend = made.append\n")
     (tmp_path / "laterpack").mkdir()

@@ -467,24 +467,29 @@ def test_only_its_own_adapters_are_recognised(family: families.Family) -> None:
     assert families.recognised({}) == families.recognised({"nothing.lora_A.weight": torch.ones(1)}) == []
 
 
-def test_what_is_put_away_comes_back_to_the_bit(family: families.Family) -> None:
+def test_what_is_read_later_is_the_same_to_the_bit(family: families.Family) -> None:
+    later = families.load_settings(family.source.settings, later=("vae", "text_encoder"))
     side = 8 * family.side_multiple
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
-    def encoded() -> list[Tensor]:
+    def encoded(family: families.Family) -> list[Tensor]:
         with torch.no_grad():
             return [family.encode_images(pixels), *family.encode_text(["a red circle"]).values()]
 
-    others = [name for name in family.components if name != family.backbone]
-    held = sum(parameter.nbytes for name in others for parameter in family.components[name].parameters())
-    before = encoded()
-    family.put_away(others)
-    assert held and all(p.is_meta for name in others for p in family.components[name].parameters())
+    def away() -> list[str]:
+        return [name for name, part in later.components.items() if all(p.is_meta for p in part.parameters())]
+
+    others = [name for name in later.components if name != family.backbone]
+    assert others and sorted(away()) == sorted(others)
     for _ in range(2):
-        with family.at_hand():
-            assert all(map(torch.equal, encoded(), before))
-            assert not any(p.requires_grad for name in others for p in family.components[name].parameters())
-    assert all(p.is_meta for name in others for p in family.components[name].parameters())
+        with later.at_hand(["vae"]):
+            assert sorted(away()) == sorted(set(others) - {"vae"})
+            with later.at_hand():
+                assert not away() and all(map(torch.equal, encoded(later), encoded(family)))
+                assert not any(
+                    p.requires_grad or part.training for part in later.components.values() for p in part.parameters()
+                )
+        assert sorted(away()) == sorted(others)
 
 
 def test_names_come_from_a_stock_pipeline_as_from_the_family(family: families.Family) -> None:
