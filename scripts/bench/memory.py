@@ -10,6 +10,7 @@ take, in another process; and the most until then, reading and caching too.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -77,7 +78,7 @@ def parts(file: Path, *, all_kept: bool) -> dict[str, Any]:
     from lorakit import families
     from lorakit.core.memory import forget_peak
     from lorakit.export import adapter
-    from lorakit.families import base
+    from lorakit.families import base, source
     from lorakit.recipe import load_recipe
     from lorakit.training import loop
     from lorakit.verbs import train
@@ -104,7 +105,7 @@ def parts(file: Path, *, all_kept: bool) -> dict[str, Any]:
     adapter.write_verified = noting("verified", adapter.write_verified, after=True, peak=True)
     if all_kept:
         whole = base.Frozen.stock_pipeline
-        base.Frozen.put_away = lambda self, names: None  # type: ignore[method-assign]
+        source.later = lambda names: contextlib.nullcontext()
         base.Frozen.stock_pipeline = lambda self, without=(): whole(self)  # type: ignore[method-assign]
     train.train(load_recipe(file, overrides=["run.steps=1", "run.check_model=false"]))
     return found
