@@ -55,8 +55,8 @@ def measured(action: Callable[[], object], *, rounds: int = ROUNDS) -> tuple[flo
     return statistics.median(walls), statistics.median(cpus)
 
 
-def adapted(path: Path) -> Family:
-    family = families.load("sd", str(path))
+def adapted(path: Path, quantize: str | None = None) -> Family:
+    family = families.load("sd", str(path), quantize=quantize)
     kind = ADAPTERS.module("lora")
     settings: Settings = kind.Settings(rank=RANK)
     backbone = family.components[family.backbone]
@@ -93,16 +93,21 @@ def processes() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = base("sd-small", Path(folder))
-        for count, shared in ((1, False), (2, False), (2, True)):
-            wall, cpu, frozen = on_ranks(count, step_of_rank, path, shared)
-            rows.append(
-                [str(count), "a part" if shared else "whole", f"{frozen:.1f} MB", f"{wall:.2f} s", f"{cpu:.2f} s"]
-            )
+        for count, shared, bits in (
+            (1, False, None),
+            (2, False, None),
+            (2, True, None),
+            (1, False, "nf4"),
+            (2, True, "nf4"),
+        ):
+            wall, cpu, frozen = on_ranks(count, step_of_rank, path, shared, bits)
+            held = ("a part" if shared else "whole") + (f", {bits}" if bits else "")
+            rows.append([str(count), held, f"{frozen:.1f} MB", f"{wall:.2f} s", f"{cpu:.2f} s"])
     table(["processes", "the model", "frozen weights in each", "a micro step", "CPU, of one process"], rows)
 
 
-def step_of_rank(path: Path, shared: bool) -> tuple[float, float, float]:
-    family = adapted(path)
+def step_of_rank(path: Path, shared: bool, quantize: str | None) -> tuple[float, float, float]:
+    family = adapted(path, quantize)
     backbone = family.components[family.backbone]
     trained = [*trainable_parameters({family.backbone: backbone}).values()]
     frozen = sum(p.nbytes for p in backbone.parameters() if not p.requires_grad)
