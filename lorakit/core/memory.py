@@ -38,7 +38,7 @@ def leave_file(tensor: Tensor) -> None:
 
 def keep_freed() -> None:
     """Lets glibc keep what is freed for what is asked for next, whatever its size: each page that comes from the system
-    is a fault, and all of them an eighth of the time in which a VAE encodes a picture."""
+    is a fault, of which encoding a picture would have thousands."""
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, of malloc.h
