@@ -12,7 +12,8 @@ import json
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -72,10 +73,17 @@ def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str
         # as JSON, since TOML like JSON has one kind of list, which strict validation takes for tuples only there
         return settings.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise InputError([_explain(settings, e, where=where, name=name) for e in error.errors()]) from None
+        found: dict[str, list[str]] = {}  # a value that may be of several types is wrong for each of them
+        for one in error.errors():
+            key, what = _explain(settings, one, where=where, name=name)
+            found.setdefault(key, []).append(what)
+        raise InputError(
+            [key + ", or ".join([*(w.rstrip(".") for w in o), w]) for key, (*o, w) in found.items()]
+        ) from None
 
 
-def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> str:
+def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> tuple[str, str]:
+    """What is wrong, in two: where and with which value, and why."""
     path, models = _follow(settings, error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind.startswith("union_tag"):
@@ -83,20 +91,20 @@ def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> 
     key = ".".join([where, *path]) if where else ".".join(path)
     if kind == "extra_forbidden":
         known = sorted({field for model in models for field in model.model_fields})
-        return f"{key} is not a setting of {name}.{did_you_mean(path[-1], known)}"
+        return f"{key} is not a setting of {name}.", did_you_mean(path[-1], known)
     if kind in ("missing", "union_tag_not_found"):
-        return f"{key} is missing: {name} needs it."
+        return f"{key} is missing: {name} needs it.", ""
     if kind == "union_tag_invalid":
         known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
-        return f"{key} = {context['tag']!r} is not known.{did_you_mean(context['tag'], known)}"
+        return f"{key} = {context['tag']!r} is not known.", did_you_mean(context["tag"], known)
     message = error["msg"].removeprefix("Value error, ")
     if kind in ("value_error", "assertion_error"):
-        return f"{key}: {message}" if key else message
+        return (f"{key}: " if key else ""), message
     hint = ""
     if kind == "literal_error" and isinstance(error["input"], str):
         near = difflib.get_close_matches(error["input"], re.findall(r"'([^']*)'", context["expected"]), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}.{hint}"
+    return f"{key} = {error['input']!r}: ", f"{message[0].lower()}{message[1:]}.{hint}"
 
 
 def _follow(settings: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
@@ -104,16 +112,19 @@ def _follow(settings: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[s
     path: list[str] = []
     models: list[type[BaseModel]] = [settings]
     table = models
+    plain: list[Any] = []  # types without settings that the last value may have
     for part in loc:
         chosen = [model for model in models if len(models) > 1 and part in _marks(model)]
-        if chosen:
-            models = chosen
+        if chosen or (len(plain) > 1 and isinstance(part, str)):
+            models, plain = chosen, []
             continue
         path.append(str(part))
         if isinstance(part, str):
             table = models
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             models = [nested for field in fields for nested in _models(field.annotation)]
+            unions = [field.annotation for field in fields if get_origin(field.annotation) in (Union, UnionType)]
+            plain = [kind for union in unions for kind in get_args(union) if kind is not type(None) and not models]
     return path, table
 
 

@@ -32,6 +32,8 @@ class Outer(Settings):
     weighting: Annotated[Plain | Snr, Field(discriminator="kind")] = Plain()
     shape: Literal["constant", "cosine"] = "cosine"
     pair: tuple[float, float] = (0.9, 0.99)
+    share: bool | Annotated[float, Field(le=1)] = False
+    sizes: int | list[int] = 512
 
 
 def problems(values):
@@ -106,6 +108,14 @@ def test_without_a_section_the_key_stands_alone():
     with pytest.raises(InputError) as caught:
         validate(Outer, {"lr": 0.1, "rnak": 1}, where="", name="a recipe")
     assert caught.value.problems == ["rnak is not a setting of a recipe. Did you mean rank?"]
+
+
+def test_a_value_that_may_be_of_several_types_is_one_problem():
+    assert problems({"lr": 0.1, "share": 1.5, "sizes": [1, "2"]}) == [
+        "adapter.share = 1.5: input should be a valid boolean, or input should be less than or equal to 1.",
+        "adapter.sizes = [1, '2']: input should be a valid integer.",
+        "adapter.sizes.1 = '2': input should be a valid integer.",
+    ]
 
 
 def test_settings_cannot_be_changed():
