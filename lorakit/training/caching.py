@@ -68,6 +68,7 @@ def fill_cache(
             check()
 
         if data.cached_latents:
+            _lay_for_cpu(family)
             with _read_when_called(family, ["vae"]) as reading:
                 edited = data.task == "edit"
                 pictures = fill_latents(
@@ -91,6 +92,14 @@ def fill_cache(
     return Encoded(latents_name, text_name if text else None, pictures, captions)
 
 
+def _lay_for_cpu(family: Family) -> None:
+    """Lets the VAE's convolutions run faster on a CPU, if it is at hand: whether there is something to encode or not,
+    since the last bits of what it says later differ too."""
+    vae = family.components["vae"]
+    if next(vae.parameters()).device.type == "cpu":
+        lay_channels_last(vae)
+
+
 @contextlib.contextmanager
 def _read_when_called(family: Family, parts: Sequence[str]) -> Iterator[Callable[[Callable[[T], S]], Callable[[T], S]]]:
     """What is to encode, so that it has these parts of the family at hand from its first call on: a full cache needs
@@ -100,9 +109,7 @@ def _read_when_called(family: Family, parts: Sequence[str]) -> Iterator[Callable
         @functools.cache
         def read() -> None:
             stack.enter_context(family.at_hand(parts))
-            for vae in [family.components[part] for part in parts if part == "vae"]:
-                if next(vae.parameters()).device.type == "cpu":
-                    lay_channels_last(vae)  # its convolutions run faster so
+            _lay_for_cpu(family)
 
         def reading(encode: Callable[[T], S]) -> Callable[[T], S]:
             def encoded(given: T) -> S:

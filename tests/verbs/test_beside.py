@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +91,8 @@ def test_the_dry_step_changes_nothing(make_recipe: Make, monkeypatch: pytest.Mon
     overrides = ("adapter.dropout=0.3", "data.workers=0")
     tried = outcome(train(make_recipe("tried", *overrides)).output)
     calls: list[object] = []
-    monkeypatch.setattr(verb, "dry_step", lambda *_, **__: calls.append(None))
+    nothing = SimpleNamespace(peak_bytes=None)
+    monkeypatch.setattr(verb, "dry_step", lambda *_, **__: calls.append(None) or nothing)
     assert outcome(train(make_recipe("untried", *overrides)).output) == tried
     assert calls, "the dry step was left out"
     calls.clear()
