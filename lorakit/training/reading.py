@@ -5,7 +5,7 @@ it sees is noise: noise itself is easy to tell there, -v is close to x0, of whic
 lie far apart. Here: the comparison and the verdict. Next: `verbs/measured.py` chooses the pictures.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ def targets(process: Process, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str,
 
 
 @torch.no_grad()
-def unexplained(process: Process, samples: Iterable[tuple[Batch, Predict]]) -> dict[str, float]:
+def unexplained(
+    process: Process, samples: Iterable[tuple[Batch, Predict]], *, shares: Sequence[float] = SHARES
+) -> dict[str, float]:
     """Of each prediction type, what the network leaves of the target: Σ‖prediction - target‖² / Σ‖target‖².
 
     0: it is what it predicts; 1: no better than zeros; more: it says something else. The batches have latents.
@@ -37,7 +39,7 @@ def unexplained(process: Process, samples: Iterable[tuple[Batch, Predict]]) -> d
     for batch, predict in samples:
         assert batch.latents is not None, "pixels are encoded before"
         x0 = batch.latents
-        for share in SHARES:
+        for share in shares:
             t = process.at(torch.full((len(x0),), share, device=x0.device))
             predicted = predict(process.q_sample(x0, t, batch.noise), t, text=batch.text).float()
             for name, target in targets(process, x0, t, batch.noise).items():

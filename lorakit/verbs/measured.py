@@ -19,13 +19,15 @@ from lorakit.families.protocol import Family
 from lorakit.recipe import Recipe
 from lorakit.training.caching import text_encoder
 from lorakit.training.processes import resolve_precision
-from lorakit.training.reading import misread, suspected, unexplained
+from lorakit.training.reading import SHARES, misread, suspected, unexplained
 from lorakit.training.sharding import jointly
 from lorakit.training.step import Trainee, encoded, on_device, predicted, predictor, ready
 from lorakit.training.validation import BANDS, Validation, evaluated
 
 _PICTURES = 6  # that a model's predictions are looked at on
-_FEW = 1  # of them, that shows whether there is anything to suspect: each costs nearly a step
+# of them, and how noisy, that show whether there is anything to suspect. Each prediction is half of a step; a single
+# picture that the model knows nothing of misleads at every noise
+_FEW, _NOISY = 3, SHARES[:1]
 
 
 def measured_sets(recipe: Recipe, data: Dataset) -> dict[str, list[int]]:
@@ -76,7 +78,7 @@ def _refuse_misread(trainee: Trainee, data: Dataset, loader: Loader) -> dict[str
 
     process = trainee.family.process
     with evaluated(trainee.adapted.values()), trainee.autocast():
-        found = unexplained(process, samples(_FEW))
+        found = unexplained(process, samples(_FEW), shares=_NOISY)
         if suspected(process, found):
             found = unexplained(process, samples(_PICTURES))
     if problem := misread(process, found):

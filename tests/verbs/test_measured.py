@@ -2,7 +2,7 @@
 alone; looking moves nothing of the run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,9 @@ def test_looking_at_the_model_changes_nothing(
     seen: list[float] = []
     original = measured.unexplained
     monkeypatch.setattr(
-        measured, "unexplained", lambda *given: seen.append(original(*given)["epsilon"]) or {"epsilon": 0.0}
+        measured,
+        "unexplained",
+        lambda *given, **how: seen.append(original(*given, **how)["epsilon"]) or {"epsilon": 0.0},
     )
     assert outcome(train(anew("again", *how)).output) == looked
     assert outcome(train(make_recipe("plain", *how, "run.check_model=false")).output) == looked
@@ -109,9 +111,15 @@ def test_of_the_same_model_and_pictures_it_is_looked_at_once(
 ) -> None:
     looks: list[int] = []
     real = measured.unexplained
-    monkeypatch.setattr(measured, "unexplained", lambda *args: looks.append(1) or real(*args))
+
+    def noting(process: object, samples: Iterable[object], **how: object) -> dict[str, float]:
+        seen = list(samples)
+        looks.append(len(seen))
+        return real(process, seen, **how)
+
+    monkeypatch.setattr(measured, "unexplained", noting)
     train(on_the_base(make_recipe, "first", "embedded"))
-    assert len(looks) == 1, "nothing to suspect, so one look is enough"
+    assert looks == [3], "nothing to suspect, so one look is enough, at more than one picture, which might mislead"
     train(on_the_base(make_recipe, "second", "embedded", "run.seed=7", "optimizer.lr=1e-5"))
     assert len(looks) == 1
     train(on_the_base(make_recipe, "third", "embedded", "data.sources.0.repeats=2"))
