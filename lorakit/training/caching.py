@@ -61,6 +61,7 @@ def fill_cache(
     encoders = [name for name in family.components if name not in (family.backbone, "vae")]  # adaptable or not
     text_name = "-".join([*(family.fingerprint(name) for name in encoders), precision, *marks])
     pictures = captions = Filled(0, 0)
+    _lay_for_cpu(family)
     with contextlib.closing(bar(unit="item", label="caching")) as progress, torch.no_grad():
 
         def made(count: int) -> None:
@@ -68,7 +69,6 @@ def fill_cache(
             check()
 
         if data.cached_latents:
-            _lay_for_cpu(family)
             with _read_when_called(family, ["vae"]) as reading:
                 edited = data.task == "edit"
                 pictures = fill_latents(
@@ -93,8 +93,8 @@ def fill_cache(
 
 
 def _lay_for_cpu(family: Family) -> None:
-    """Lets the VAE's convolutions run faster on a CPU, if it is at hand: whether there is something to encode or not,
-    since the last bits of what it says later differ too."""
+    """Lets the VAE's convolutions run faster on a CPU, if it is at hand. Where it stays for the training that is done
+    whatever is cached: the last bits of what it says differ, and a resumed run finds more in the cache."""
     vae = family.components["vae"]
     if next(vae.parameters()).device.type == "cpu":
         lay_channels_last(vae)
