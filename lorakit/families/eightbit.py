@@ -21,14 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from lorakit.core.errors import InputError
 from lorakit.core.processes import rank
-from lorakit.families.quantized import QuantizedLinear, linear_layers
+from lorakit.families.quantized import DTYPES, QuantizedLinear, in_8_bits, linear_layers
 
 log = logging.getLogger("lorakit")
 
 Kind = Literal["int8", "fp8"]
 LowRank = tuple[Tensor, Tensor, float]  # (rows, rank), (rank, columns), and what their product is multiplied by
-DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 CAPABLE = {"int8": ((8, 0), "Ampere"), "fp8": ((8, 9), "Ada")}  # and newer
 MULTIPLE = 16  # of inputs and outputs: tensor cores read 16 bytes at a time
 
@@ -149,16 +147,12 @@ class Products:
 
 
 def _quantized(x: Tensor, within: Tensor | None, numbers: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows x, their columns multiplied by `within`, as 8-bit numbers and the scales (rows, 1) that they are to be
-    multiplied by; a row with something that is not finite has no finite scale."""
+    """Rows x, their columns multiplied by `within`, as `in_8_bits` has them."""
     if x.device.type == "cuda":
         from lorakit.families import kernels
 
         return kernels.quantized(x, within, numbers)
-    x = x.float() if within is None else x.float() * within.view(1, -1)
-    scales = x.abs().amax(dim=1, keepdim=True) / LARGEST[numbers]
-    scaled = x / scales.clamp(min=torch.finfo(torch.float32).tiny)
-    return (scaled.round() if numbers == torch.int8 else scaled).to(numbers), scales
+    return in_8_bits(x.float() if within is None else x.float() * within.view(1, -1), numbers)
 
 
 def _scaled_product(

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorakit.families.quantized import LARGEST
+
 BLOCK = 4096  # of a row at a time
 HALVES = tl.constexpr(12582912.0)  # 1.5 · 2²³: what is added to it is rounded, halves to even
 
@@ -109,7 +111,7 @@ def quantized(x: Tensor, within: Tensor | None, numbers: torch.dtype) -> tuple[T
     q, scales = torch.empty_like(x, dtype=numbers), x.new_empty((rows, 1), dtype=torch.float32)
     whole = numbers == torch.int8
     block = min(BLOCK, triton.next_power_of_2(columns))
-    _quantize[(rows,)](x, within, q, scales, columns, LARGEST=127.0 if whole else 448.0, WHOLE=whole, BLOCK=block)
+    _quantize[(rows,)](x, within, q, scales, columns, LARGEST=LARGEST[numbers], WHOLE=whole, BLOCK=block)
     return q, scales
 
 

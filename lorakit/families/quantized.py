@@ -19,6 +19,8 @@ from lorakit.core.memory import leave_file
 
 Kind = Literal["nf4", "int8", "fp8"]
 BLOCK = 64  # numbers that share a scale in nf4
+DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def quantize(module: nn.Module, kind: Kind) -> None:
@@ -106,12 +108,16 @@ def _packed(weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         # flat: on the CPU, rows that are no whole blocks come back wrong otherwise (bitsandbytes 0.50.2)
         packed, state = quantize_4bit(weight.flatten(), blocksize=BLOCK, quant_type="nf4")
         return packed, state.absmax
-    largest = torch.finfo(torch.float8_e4m3fn).max if kind == "fp8" else 127
-    weight = weight.float()
-    scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
-    scaled = weight / scales
-    packed = scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round().to(torch.int8)
+    packed, scales = in_8_bits(weight.float(), DTYPES[kind])
     return packed.view(torch.uint8), scales  # bytes: a cast to another precision leaves them alone
+
+
+def in_8_bits(rows: Tensor, numbers: torch.dtype) -> tuple[Tensor, Tensor]:
+    """fp32 rows as 8-bit numbers, and the scales (rows, 1) that they are to be multiplied by; a row with something that
+    is not finite has no finite scale."""
+    scales = rows.abs().amax(dim=1, keepdim=True) / LARGEST[numbers]
+    scaled = rows / scales.clamp(min=torch.finfo(torch.float32).tiny)
+    return (scaled.round() if numbers == torch.int8 else scaled).to(numbers), scales
 
 
 def _unpacked(packed: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype, kind: Kind) -> Tensor:
@@ -121,7 +127,7 @@ def _unpacked(packed: Tensor, scales: Tensor, shape: tuple[int, int], dtype: tor
         flat, code = torch.Size([math.prod(shape)]), _code(packed.device)
         state = QuantState(scales, flat, code, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
         return dequantize_4bit(packed, state).view(shape)
-    numbers = packed.view(torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+    numbers = packed.view(DTYPES[kind])
     return (numbers.to(dtype) * scales).to(dtype)
 
 

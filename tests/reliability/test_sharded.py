@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorakit.training.validation import curves
-from tests.reliability.harness import Server
+from tests.reliability.harness import Run, Server
 from tests.reliability.scene import differences, write_recipe
 
 HOW = (
@@ -83,16 +83,22 @@ def pictures(run: Path) -> list[torch.Tensor]:
     return [torch.from_numpy(np.array(Image.open(file))).int() for file in files]
 
 
-def test_text_encoders_that_learn_beside_it_stay_whole(server: Server, place: Callable[..., Path]) -> None:
-    how = ("run.steps=3", "adapter.text_encoder={rank=2, lr=0.02}", "run.validate_training=0")
+def whole_and_shared_out(server: Server, place: Callable[..., Path], name: str, *how: str) -> tuple[Run, Path]:
+    """Trains on one process and, shared out, on two, which agree; the second run and its recipe."""
     one, two = (
-        place("texts-alone", "run.batch_size=4", *how),
-        place("texts", "run.batch_size=2", "run.shard=true", *how),
+        place(f"{name}-alone", "run.batch_size=4", *how),
+        place(name, "run.batch_size=2", "run.shard=true", *how),
     )
     assert server.run("train", one).codes == [0]
     run = server.run("train", two, ranks=2)
     assert set(run.codes) == {0} and "lies in 2 parts" in run.output(), run.output()
     assert_agree(one.with_suffix(""), two.with_suffix(""))
+    return run, two
+
+
+def test_text_encoders_that_learn_beside_it_stay_whole(server: Server, place: Callable[..., Path]) -> None:
+    how = ("run.steps=3", "adapter.text_encoder={rank=2, lr=0.02}", "run.validate_training=0")
+    run, two = whole_and_shared_out(server, place, "texts", *how)
     weights = [next(line["weights"] for line in run.trace(rank) if line["event"] == "finish") for rank in (0, 1)]
     assert weights[0] == weights[1] and any(name.startswith("text_encoder.") for name in weights[0])
     assert {"lr", "lr_text_encoder"} < lines(two.with_suffix(""), "metrics.jsonl")[0].keys()
@@ -100,14 +106,7 @@ def test_text_encoders_that_learn_beside_it_stay_whole(server: Server, place: Ca
 
 def test_small_weights_are_shared_out_as_they_are(server: Server, place: Callable[..., Path]) -> None:
     how = ("run.steps=3", "model.quantize=nf4", "run.validate_training=0", "sample.prompts=[]")
-    one, two = (
-        place("small-alone", "run.batch_size=4", *how),
-        place("small", "run.batch_size=2", "run.shard=true", *how),
-    )
-    assert server.run("train", one).codes == [0]
-    run = server.run("train", two, ranks=2)
-    assert set(run.codes) == {0} and "lies in 2 parts" in run.output(), run.output()
-    assert_agree(one.with_suffix(""), two.with_suffix(""))
+    whole_and_shared_out(server, place, "small", *how)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
