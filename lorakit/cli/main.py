@@ -15,7 +15,7 @@ import time
 
 from lorakit.core.errors import InputError, InterruptedRun, LorakitError, LostProcess, StorageError
 from lorakit.core.files import printable
-from lorakit.core.start import collect_rarely, import_later
+from lorakit.core.start import collect_rarely, import_later, list_models_once
 from lorakit.core.threads import let_waiting_sleep
 
 SHARED = ("caption", "cache", "train", "sample")  # what several processes do together
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     let_waiting_sleep()
     collect_rarely()
     import_later("bitsandbytes")  # with it comes torch's compiler, a second in all
+    list_models_once()
     try:
         _main(arguments)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import gc
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,3 +47,31 @@ class _Later(ModuleType):
         package = importlib.import_module(name)
         self.__dict__.update({key: value for key, value in vars(package).items() if key != "__spec__"})
         return getattr(package, attribute)
+
+
+def list_models_once() -> None:
+    """Spares transformers the second look through the files of all its models.
+
+    It takes one for itself and one for `transformers.models`: what remembers the first has room for 128 folders, and
+    there are more than 500.
+    """
+    if "transformers.models" not in sys.modules:
+        sys.meta_path.insert(0, _Listed())
+
+
+class _Listed:
+    """Finds no module, and is there when `transformers.models` is about to be imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name != "transformers.models":
+            return
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        utils = sys.modules["transformers.utils.import_utils"]
+        listed = getattr(utils, "create_import_structure_from_path", None)
+        if listed is None:  # another transformers
+            return
+        folder = Path(str(utils.__file__)).parents[1] / "models"
+        found = listed(folder)  # is remembered: it was the last
+        utils.create_import_structure_from_path = (  # type: ignore[attr-defined]
+            lambda asked: found if Path(asked) in (folder, folder / "__init__.py") else listed(asked)
+        )

@@ -1,6 +1,7 @@
 """A package that is to be imported later is one that nobody can tell from another; looking for garbage is put off and
 taken up again. In processes of their own: both last."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,31 @@ assert gc.get_threshold()[0] > 100 * before[0]
 collect_as_ever()
 assert gc.get_threshold() == before and gc.get_freeze_count()
 """
+LISTED = """
+import builtins, json, sys
+from lorakit.core.start import list_models_once
+
+looked, real = [], builtins.open
+
+def noting(file, *arguments, **how):
+    if "/transformers/models/" in str(file) and str(file).endswith(".py"):
+        looked.append(file)
+    return real(file, *arguments, **how)
+
+builtins.open = noting
+if sys.argv[1] == "once":
+    list_models_once()
+import transformers
+from transformers import CLIPTextConfig
+structure = transformers.models._import_structure
+print(json.dumps([len(looked), len(set(looked)), {key: sorted(names) for key, names in sorted(structure.items())}]))
+"""
 
 
-def run(program: str, *arguments: str) -> None:
+def run(program: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,3 +86,10 @@ def test_a_package_is_imported_when_something_of_it_is_wanted(first: str, tmp_pa
 
 def test_cycles_are_looked_for_rarely_and_then_as_ever() -> None:
     run(RARELY)
+
+
+def test_transformers_lists_its_models_once_and_finds_the_same() -> None:
+    (looked, files, found), (looked_twice, _, stock) = (json.loads(run(LISTED, how)) for how in ("once", "as ever"))
+    assert found == stock
+    assert looked < 1.1 * files, "a few models list themselves once more"
+    assert looked_twice > 1.9 * files, "it looks once by itself: there is nothing to spare any more"
