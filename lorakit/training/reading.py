@@ -14,6 +14,7 @@ from lorakit.core.types import Batch, Predict, Process
 
 SHARES = (0.65, 0.8)  # of the way from clean to noise
 _MUCH = 1.3  # times as much unexplained as of another target
+_CLEAR = 1.5  # times as much unexplained of any other target as of the own: so much better than chance with few pictures
 # of which so much may be, for it to be believed. Who predicts noise does it well there, while the v of a network that
 # has learned nothing, which takes x0 for 0, explains half of the noise as well
 _BELIEVED = {"epsilon": 0.25, "v_prediction": 0.9, "sample": 0.9}
@@ -49,8 +50,9 @@ def unexplained(
 
 
 def suspected(process: Process, found: Mapping[str, float]) -> bool:
-    """Whether another target is explained better than the process's own: a reason to look at more pictures."""
-    return found[process.prediction_type] > min(found.values())
+    """Whether the process's own target is not clearly the one that is explained best: a reason to look at more."""
+    others = (left for name, left in found.items() if name != process.prediction_type)
+    return found[process.prediction_type] * _CLEAR > min(others)
 
 
 def misread(process: Process, found: Mapping[str, float]) -> str | None:

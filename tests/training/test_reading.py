@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorakit.core.types import Batch, Process
 from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
-from lorakit.training.reading import misread, targets, unexplained
+from lorakit.training.reading import misread, suspected, targets, unexplained
 from tests.training.test_step import batch
 
 TYPES = ("epsilon", "v_prediction", "sample")
@@ -61,6 +61,16 @@ def test_a_wrong_type_is_seen_and_a_right_one_is_not_objected_to(configured: str
             assert f"fits {actual!r}" in problem and "run.check_model = false" in problem
         if how_much == 1:
             assert found[actual] < 1e-9
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_few_pictures_settle_it_only_where_the_own_target_is_clearly_the_best(kind: str) -> None:
+    process = gaussian(kind)
+    assert not suspected(process, measured(process, knowing(process, kind, how_much=0.75)))
+    others = {name: 1.0 for name in TYPES if name != kind}
+    assert not suspected(process, {**others, kind: 0.6})
+    assert suspected(process, {**others, kind: 0.75}), "a few pictures may say so by chance"
+    assert suspected(process, {**others, kind: 1.5})
 
 
 def test_the_targets_are_the_processes_own() -> None:

@@ -98,7 +98,7 @@ def test_looking_at_the_model_changes_nothing(
     monkeypatch.setattr(
         measured,
         "unexplained",
-        lambda *given, **how: seen.append(original(*given, **how)["epsilon"]) or {"epsilon": 0.0},
+        lambda *given, **how: seen.append(original(*given, **how)["epsilon"]) or {"epsilon": 0.0, "sample": 1.0},
     )
     assert outcome(train(anew("again", *how)).output) == looked
     assert outcome(train(make_recipe("plain", *how, "run.check_model=false")).output) == looked
@@ -119,11 +119,12 @@ def test_of_the_same_model_and_pictures_it_is_looked_at_once(
 
     monkeypatch.setattr(measured, "unexplained", noting)
     train(on_the_base(make_recipe, "first", "embedded"))
-    assert looks == [3], "nothing to suspect, so one look is enough, at more than one picture, which might mislead"
+    assert looks in ([2], [2, 6]), "at more than one picture, which might mislead, and at more where two do not settle it"
+    once = len(looks)
     train(on_the_base(make_recipe, "second", "embedded", "run.seed=7", "optimizer.lr=1e-5"))
-    assert len(looks) == 1
+    assert len(looks) == once
     train(on_the_base(make_recipe, "third", "embedded", "data.sources.0.repeats=2"))
-    assert len(looks) == 2, "other data"
+    assert len(looks) > once, "other data"
     path = base("epsilon")
     for name in ("refused", "refused again"):  # what was wrong is not taken for looked at
         with pytest.raises(InputError, match="fits 'v_prediction'"):
