@@ -65,13 +65,11 @@ class _Listed:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name != "transformers.models":
             return
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        utils = sys.modules["transformers.utils.import_utils"]
+        sys.meta_path.remove(self)
+        utils: Any = sys.modules["transformers.utils.import_utils"]
         listed = getattr(utils, "create_import_structure_from_path", None)
         if listed is None:  # another transformers
             return
-        folder = Path(str(utils.__file__)).parents[1] / "models"
-        found = listed(folder)  # is remembered: it was the last
-        utils.create_import_structure_from_path = (  # type: ignore[attr-defined]
-            lambda asked: found if Path(asked) in (folder, folder / "__init__.py") else listed(asked)
-        )
+        folder = Path(utils.__file__).parents[1] / "models"
+        own, found = (folder, folder / "__init__.py"), listed(folder)  # is remembered: it was the last
+        utils.create_import_structure_from_path = lambda asked: found if Path(asked) in own else listed(asked)

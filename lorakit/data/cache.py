@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorakit.core import processes
+from lorakit.core.digests import user_folder
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.types import Text
@@ -76,7 +77,7 @@ def text_key(caption: str, fingerprint: str) -> str:
 
 def default_folder() -> Path:
     """Where the cache lies unless the recipe says otherwise: lorakit/data in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit" / "data"
+    return user_folder() / "data"
 
 
 def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:

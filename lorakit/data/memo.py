@@ -7,19 +7,15 @@ import hashlib
 import sqlite3
 from pathlib import Path
 
+from lorakit.core.digests import RACY_NS, changed_at
 from lorakit.core.errors import StorageError
 from lorakit.core.files import make_folder, printable
 from lorakit.core.types import Place
 from lorakit.data.inspection import Seen
 from lorakit.data.similar import LOOK_BYTES
-from lorakit.data.sources.items import changed_at
 
 VERSION = 4
 """Of what is looked at in a picture; entries of other versions count for nothing."""
-
-RACY_NS = 2_000_000_000
-"""A file that was changed so shortly before it was read may be changed again within one tick of its clock, which its
-times would not show (git calls such files racily clean)."""
 
 _FLUSH = 1000  # a killed scan loses as many
 _WAIT_S = 5.0  # for another process's write

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorakit.core.digests import sha256_of_unchanged
 from lorakit.core.embedded import embedded
 from lorakit.core.errors import InputError
-from lorakit.core.files import printable, sha256_file
+from lorakit.core.files import printable
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
@@ -254,8 +255,8 @@ def fingerprint(*folders: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _digest(file: Path, size: int, changed: int) -> str:
-    """Of a file as it is; seconds for a large one, which several ask for."""
-    return sha256_file(file)
+    """Of a file as it is, which several ask for."""
+    return sha256_of_unchanged(file)
 
 
 def tokenizers(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lorakit.core.types import Batch, Predict, Process
 
 SHARES = (0.65, 0.8)  # of the way from clean to noise
 _MUCH = 1.3  # times as much unexplained as of another target
-_CLEAR = 1.5  # times as much unexplained of any other target as of the own: so much better than chance with few pictures
+_CLEAR = 1.5  # times as much unexplained of any other target as of the own: more than a few pictures do by chance
 # of which so much may be, for it to be believed. Who predicts noise does it well there, while the v of a network that
 # has learned nothing, which takes x0 for 0, explains half of the noise as well
 _BELIEVED = {"epsilon": 0.25, "v_prediction": 0.9, "sample": 0.9}

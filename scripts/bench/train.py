@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def measure_start(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
             ("empty cache", [*own, str(empty), *words]),
             ("full cache", [*own, str(full), *words]),
         ):
-            found[name].append(answer(command))
+            found[name].append(answer(command, {"XDG_CACHE_HOME": str(folder / f"user-{number}")}))
     rows = []
     for name in ("empty cache", "full cache"):
         row: dict[str, Any] = {"what": name}
@@ -195,9 +195,9 @@ def measure_start(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     return rows
 
 
-def answer(command: Sequence[str]) -> dict[str, float]:
-    """The last line of what `command` says, as JSON."""
-    done = subprocess.run(command, capture_output=True, text=True)
+def answer(command: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, float]:
+    """The last line of what `command` says, as JSON, with more in its environment."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if done.returncode:
         sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

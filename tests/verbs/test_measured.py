@@ -119,7 +119,7 @@ def test_of_the_same_model_and_pictures_it_is_looked_at_once(
 
     monkeypatch.setattr(measured, "unexplained", noting)
     train(on_the_base(make_recipe, "first", "embedded"))
-    assert looks in ([2], [2, 6]), "at more than one picture, which might mislead, and at more where two do not settle it"
+    assert looks in ([2], [2, 6]), "one picture might mislead, and two may not settle it"
     once = len(looks)
     train(on_the_base(make_recipe, "second", "embedded", "run.seed=7", "optimizer.lr=1e-5"))
     assert len(looks) == once

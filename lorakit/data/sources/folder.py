@@ -9,11 +9,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lorakit.core.digests import stamp_of
 from lorakit.core.files import printable
 from lorakit.core.types import Place
 from lorakit.data.images import suffixes
 from lorakit.data.sources import metadata, sidecars
-from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, escape, make_key, read_regular, stamp_of
+from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, escape, make_key, read_regular
 
 MASK_SUFFIX = ".mask.png"
 # pictures that lorakit does not read; left out in silence they would be missed

@@ -5,11 +5,12 @@ there is that of the picture `a/b.jpg`. Masks in a folder: `masks.py`.
 import os
 from collections.abc import Iterator
 
+from lorakit.core.digests import stamp_of
 from lorakit.core.files import printable
 from lorakit.core.types import Place
 from lorakit.data.images import suffixes
 from lorakit.data.sources.beside import Beside
-from lorakit.data.sources.items import Found, Item, make_key, stamp_of
+from lorakit.data.sources.items import Found, Item, make_key
 
 
 class Paired(Beside):

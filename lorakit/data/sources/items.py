@@ -121,17 +121,6 @@ def _plain(match: re.Match[str]) -> str:
     return {"\\": "\\", "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}[code]
 
 
-def stamp_of(state: os.stat_result) -> str:
-    """A text that changes whenever the file's bytes may have changed: size, times and inode."""
-    return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
-
-
-def changed_at(stamp: str) -> int:
-    """When the file of a stamp was last changed, in nanoseconds since 1970."""
-    _, modified, moved, *_ = stamp.split("-")
-    return max(int(modified), int(moved))
-
-
 def read_regular(path: str, limit: int, *, start: int = 0, length: int = -1) -> bytes:
     """`length` bytes (-1: all) of a regular file from `start`.
 

@@ -4,10 +4,11 @@ import os
 import stat
 from collections.abc import Iterator
 
+from lorakit.core.digests import stamp_of
 from lorakit.core.files import printable
 from lorakit.core.types import Place
 from lorakit.data.sources.beside import Beside
-from lorakit.data.sources.items import Found, Item, Storage, make_key, stamp_of
+from lorakit.data.sources.items import Found, Item, Storage, make_key
 
 
 class Masked(Beside):

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.core.digests import stamp_of
 from lorakit.core.files import make_folder, printable
 from lorakit.core.types import Place
 from lorakit.data.sources import sidecars
 from lorakit.data.sources.columns import Columns
 from lorakit.data.sources.imports import import_rows
-from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, read_regular, stamp_of
+from lorakit.data.sources.items import MAX_PICTURE_BYTES, Found, Item, read_regular
 from lorakit.data.sources.settings import SourceSettings
 from lorakit.data.sources.tars import TarStorage
 from lorakit.data.upkeep import touch

@@ -12,12 +12,13 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from lorakit.core.digests import stamp_of
 from lorakit.core.files import printable
 from lorakit.core.types import Place
 from lorakit.data.images import suffixes
 from lorakit.data.sources import sidecars
 from lorakit.data.sources.folder import FOREIGN, MASK_SUFFIX, PLUGINS, no_reader, not_read, split_name
-from lorakit.data.sources.items import MAX_PICTURE_BYTES, Box, Found, Item, make_key, read_regular, stamp_of
+from lorakit.data.sources.items import MAX_PICTURE_BYTES, Box, Found, Item, make_key, read_regular
 
 _MAX_HEADER = 1_000_000  # a header that wants more is none
 _MAX_PATTERN = 100_000
