@@ -14,10 +14,10 @@ from lorakit.core.types import Batch, Predict, Process
 
 SHARES = (0.65, 0.8)  # of the way from clean to noise
 _MUCH = 1.3  # times as much unexplained as of another target
-_CLEAR = 1.5  # times as much unexplained of any other target as of the own: more than a few pictures do by chance
+_CLEAR = 1.5  # times as much unexplained: more than a single picture does by chance
 # of which so much may be, for it to be believed. Who predicts noise does it well there, while the v of a network that
 # has learned nothing, which takes x0 for 0, explains half of the noise as well
-_BELIEVED = {"epsilon": 0.25, "v_prediction": 0.9, "sample": 0.9}
+_BELIEVED = {"epsilon": 0.25, "v_prediction": 0.9, "sample": 0.9, "flow": 0.9}
 
 
 def targets(process: Process, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -50,9 +50,14 @@ def unexplained(
 
 
 def suspected(process: Process, found: Mapping[str, float]) -> bool:
-    """Whether the process's own target is not clearly the one that is explained best: a reason to look at more."""
-    others = (left for name, left in found.items() if name != process.prediction_type)
-    return found[process.prediction_type] * _CLEAR > min(others)
+    """Whether a single picture leaves it open what the network predicts: a reason to look at more.
+
+    It does not where another target is left clearly worse explained than the process's own, if that is believed, and
+    else than by zeros.
+    """
+    own = process.prediction_type
+    other = min(left for name, left in found.items() if name != own)
+    return other < _CLEAR * (found[own] if found[own] < _BELIEVED[own] else 1)
 
 
 def misread(process: Process, found: Mapping[str, float]) -> str | None:
