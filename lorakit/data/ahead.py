@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -116,7 +118,7 @@ class _Workers:
                 sampler=numbers,
                 num_workers=min(workers, len(numbers)),
                 collate_fn=_as_it_is,
-                worker_init_fn=processes.leave_signals_to_the_parent,
+                worker_init_fn=become_a_worker,
                 # DataLoader draws a seed for its workers, by default from the global generator
                 generator=torch.Generator(),
             )
@@ -142,6 +144,18 @@ class _Workers:
                 child.kill()
             self.things._workers_done_event = threading.Event()
             self.things = None
+
+
+def become_a_worker(number: int) -> None:
+    """What a worker process does first; `number` is its own."""
+    processes.leave_signals_to_the_parent(number)
+    sys.excepthook = _unless_the_parent_left
+
+
+def _unless_the_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The thread that hands tensors over tells through this hook too that the parent, interrupted, hung up on it."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager

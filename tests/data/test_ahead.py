@@ -140,3 +140,27 @@ def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
         os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "fine\n", "")
+
+
+HUNG_UP = """
+import os, sys, time
+from multiprocessing import connection, resource_sharer
+from lorakit.data.ahead import become_a_worker
+
+become_a_worker(0)
+resource_sharer.DupFd(os.dup(1))
+connection.SocketClient(resource_sharer._resource_sharer._address).close()
+time.sleep(0.5)
+print("as ever", flush=True)
+try:
+    raise ValueError("seen")
+except ValueError:
+    sys.excepthook(*sys.exc_info())
+"""
+
+
+def test_a_worker_says_nothing_of_a_parent_that_hung_up() -> None:
+    """An interrupted parent leaves the worker's thread that hands tensors over in the middle of a greeting."""
+    done = subprocess.run([sys.executable, "-c", HUNG_UP], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "as ever\n" and done.returncode == 0
+    assert done.stderr.count("Traceback") == 1 and "ValueError: seen" in done.stderr
