@@ -66,7 +66,8 @@ class GaussianDiffusion:
     an integer tensor of shape (B,).
 
     Raises ValueError for an unknown schedule or prediction type, betas outside (0, 1) (1 may be the last), and a `t`
-    that is out of range, not of integers, or not of shape (B,).
+    that is out of range, not of integers, or not of shape (B,). Of a `t` on a GPU the range is not looked at: the host
+    would wait there in each step of a training.
     """
 
     def __init__(
@@ -99,7 +100,19 @@ class GaussianDiffusion:
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
-        self.posterior_variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        rest = 1 - self.alphas_cumprod
+        self.posterior_variance = self.betas * (1 - self.alphas_cumprod_prev) / rest
+        self._tables = {
+            "signal": self.alphas_cumprod.sqrt(),
+            "sigma": rest.sqrt(),
+            "snr": self.alphas_cumprod / rest,
+            "of_x0": self.alphas_cumprod_prev.sqrt() * self.betas / rest,
+            "of_xt": self.alphas.clamp(min=0).sqrt() * (1 - self.alphas_cumprod_prev) / rest,
+            "posterior_variance": self.posterior_variance,
+            # index 0 is the clean end, so that t_prev = -1 needs no special case
+            "from_clean": torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod]),
+        }
+        self._there: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
     def from_scheduler_config(cls, config: dict) -> "GaussianDiffusion":
@@ -136,12 +149,19 @@ class GaussianDiffusion:
         whole = not (t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool)
         if t.ndim != 1 or not whole or len(t) != len(like):
             raise ValueError(f"t must be integers of shape ({len(like)},), got {t.dtype} of shape {tuple(t.shape)}")
-        if len(t) and (int(t.min()) < 0 or int(t.max()) >= self.timesteps):
+        if t.is_cpu and len(t) and (int(t.min()) < 0 or int(t.max()) >= self.timesteps):
             raise ValueError(f"t must lie in 0 … {self.timesteps - 1}, got {int(t.min())} … {int(t.max())}")
 
-    def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """table[t] shaped (B, 1, …) in the dtype and on the device of `like`."""
-        return self._like(table[t.to(table.device, torch.long)], like)
+    def _of(self, table: str, t: Tensor) -> Tensor:
+        """The table's values (B,) at t, in double precision, where t is: a table stays where it was once asked for."""
+        key = table, t.device
+        if key not in self._there:
+            self._there[key] = self._tables[table].to(t.device)
+        return self._there[key][t.long()]
+
+    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
+        """The table's values at t, shaped (B, 1, …) in the dtype and on the device of `like`."""
+        return self._like(self._of(table, t), like)
 
     def _like(self, values: Tensor, like: Tensor) -> Tensor:
         """Values of (B,) shaped (B, 1, …) in the dtype and on the device of `like`."""
@@ -149,13 +169,12 @@ class GaussianDiffusion:
 
     def _signal_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         self._check(t, like)
-        return self._at(self.alphas_cumprod.sqrt(), t, like), self._at((1 - self.alphas_cumprod).sqrt(), t, like)
+        return self._at("signal", t, like), self._at("sigma", t, like)
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at t, of shape (B,), in double precision."""
         self._check(t, t.reshape(-1))
-        a = self.alphas_cumprod[t.to(self.alphas_cumprod.device, torch.long)]
-        return (a / (1 - a)).to(t.device)
+        return self._of("snr", t)
 
     # -- forward --------------------------------------------------------------------------------------------------
 
@@ -176,11 +195,8 @@ class GaussianDiffusion:
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of shape (B, …) and variance of shape (B, 1, …) of q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7)."""
         self._check(t, x_t)
-        rest = 1 - self.alphas_cumprod
-        of_x0 = self.alphas_cumprod_prev.sqrt() * self.betas / rest
-        of_xt = self.alphas.clamp(min=0).sqrt() * (1 - self.alphas_cumprod_prev) / rest
-        mean = self._at(of_x0, t, x_t) * x0 + self._at(of_xt, t, x_t) * x_t
-        return mean, self._at(self.posterior_variance, t, x_t)
+        mean = self._at("of_x0", t, x_t) * x0 + self._at("of_xt", t, x_t) * x_t
+        return mean, self._at("posterior_variance", t, x_t)
 
     # -- reverse --------------------------------------------------------------------------------------------------
 
@@ -253,9 +269,7 @@ class GaussianDiffusion:
             raise ValueError(f"t_prev must be integers of shape {tuple(t.shape)}, below t and at least -1")
         x0 = self.predict_x0(x_t, t, prediction)
         implied = self.predict_noise(x_t, t, prediction)
-        # index 0 is the clean end, so that t_prev = -1 needs no special case; in double, for 1 - a is small near it
-        table = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod])
-        a, a_prev = (table[s.to(table.device, torch.long) + 1] for s in (t, before))
+        a, a_prev = (self._of("from_clean", s.long() + 1) for s in (t, before))  # in double: 1 - a is small near clean
         # eq. 16: eta = 1 is DDPM's posterior variance, eta = 0 adds nothing
         variance = eta**2 * (1 - a_prev) / (1 - a) * (1 - a / a_prev)
         direction = (1 - a_prev - variance).clamp(min=0).sqrt()

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lorakit.core import settings as core_settings
+from lorakit.core.transfer import sent
 from lorakit.core.types import Batch, Predict, Text
 
 
@@ -87,7 +88,7 @@ def preserve(
         # the whole batch, since a part of it would be another batch to the model: its sizes go with it
         text = batch.class_text if batch.class_text is not None else [text or "" for text in batch.class_captions]
         held = predict(x_t, t, text=text).float()
-        share = torch.tensor(present, device=x_t.device).to(held).view(-1, 1, 1, 1).expand_as(held[:, :1])
+        share = sent(present, x_t.device).to(held).view(-1, 1, 1, 1).expand_as(held[:, :1])
     with torch.no_grad():
         base = predict(x_t, t, text=text, adapter=False).float()
     return Drift(held - base, share)

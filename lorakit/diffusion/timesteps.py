@@ -203,9 +203,13 @@ def _of_list(settings: Listed, process: Process) -> Inverse:
         unit = "numbers in 0 … 1" if flow else f"whole numbers in 0 … {process.timesteps - 1}"
         raise ValueError(f"objective.timesteps.values: {', '.join(wrong)}: the timesteps of this model are {unit}.")
 
+    @cache  # a copy to a GPU in each step would wait for it
+    def there(dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
     def timesteps(quantile: Tensor) -> Tensor:
         at = (quantile.double() * len(values)).long().clamp(max=len(values) - 1)
-        return torch.tensor(values, dtype=quantile.dtype if flow else torch.long, device=quantile.device)[at]
+        return there(quantile.dtype if flow else torch.long, quantile.device)[at]
 
     return timesteps
 

@@ -7,7 +7,7 @@ many ranks and micro steps they were computed. Not here: what the loop does betw
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lorakit.core.errors import InputError
 from lorakit.core.files import printable
 from lorakit.core.processes import rank, sum_tensors, world
 from lorakit.core.seeding import hashed
+from lorakit.core.transfer import on_device, sent
 from lorakit.core.types import Batch, LossReport, Predict, Text
 from lorakit.data.plan import share
 from lorakit.families.protocol import Family
@@ -100,19 +101,6 @@ def predicted(family: Family, batch: Batch, x_t: Tensor, t: Tensor, text: Text) 
     return family.predict(x_t, t, text, sizes=batch.sizes, **shown)
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` with its tensors there."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, Mapping):
-            return {name: move(tensor) for name, tensor in value.items()}
-        return value
-
-    return replace(batch, **{field.name: move(getattr(batch, field.name)) for field in fields(batch)})
-
-
 def ready(trainee: Trainee, batch: Batch) -> Batch:
     """`batch` on the device, its pixels encoded where it has no latents yet.
 
@@ -186,7 +174,7 @@ def run_step(
         if parameter.grad is None:  # a rank without a share contributes zeros
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    ballot = torch.tensor(list(votes), device=trainee.device)
+    ballot = sent(votes, trainee.device)
     sum_tensors([losses, ballot, own, *gradients])  # of what is another rank's, `own` holds zeros
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lorakit import families
 from lorakit.core.errors import InputError
 from lorakit.core.processes import on_first_rank
+from lorakit.core.transfer import on_device
 from lorakit.core.types import Batch, Predict, Text
 from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
@@ -21,7 +22,7 @@ from lorakit.training.caching import text_encoder
 from lorakit.training.processes import resolve_precision
 from lorakit.training.reading import SHARES, misread, suspected, unexplained
 from lorakit.training.sharding import jointly
-from lorakit.training.step import Trainee, encoded, on_device, predicted, predictor, ready
+from lorakit.training.step import Trainee, encoded, predicted, predictor, ready
 from lorakit.training.validation import BANDS, Validation, evaluated
 
 _PICTURES = 6  # that a model's predictions are looked at on

@@ -74,7 +74,7 @@ def floor_steps(trainee: Any, batches: Sequence[Any], *, checkpointing: bool) ->
 def interleaved(recipe: Any, *, pairs: int, checkpointing: bool = False) -> tuple[list[float], list[float]]:
     """(ours, the floor's) seconds of steps that alternate; ours with all that the loop does between two steps."""
     import lorakit.verbs.train as verb
-    from lorakit.training.step import on_device
+    from lorakit.core.transfer import on_device
 
     ours: list[float] = []
     floors: list[float] = []

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lorakit.core.errors import InputError
-from lorakit.core.types import Batch, LossReport, Predict
+from lorakit.core.settings import validate
+from lorakit.core.types import Batch, LossReport, Predict, Process
 from lorakit.data.plan import share
+from lorakit.diffusion import GaussianDiffusion, RectifiedFlow
+from lorakit.diffusion.objectives.denoising import Settings, build
 from lorakit.training import step
 from lorakit.training.step import Trainee, learning_rates, ready, run_step
 
@@ -253,3 +257,48 @@ def test_pixels_are_encoded_first_and_what_is_not_finite_is_named() -> None:
     pixels[1, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"^0/1\.png: its latents are not finite"):
         ready(t, replace(given, latents=None, pixels=pixels))
+
+
+class Queue(TorchFunctionMode):
+    """The meta device as a GPU: it counts how often the host would wait for it. Whatever else of a value there is asked
+    for is an error of torch's own."""
+
+    waits = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.tolist and args[0].is_meta:
+            self.waits += 1
+            return [1.0] * args[0].numel()
+        found = function(*args, **kwargs)
+        if isinstance(found, Tensor) and found.is_meta and not kwargs.get("non_blocking"):
+            copied = any(isinstance(one, Tensor) and one.is_cpu for one in args)
+            self.waits += copied or function in (torch.tensor, torch.as_tensor)
+        return found
+
+
+@pytest.mark.parametrize("process", [GaussianDiffusion(100, prediction_type="v_prediction"), RectifiedFlow()])
+def test_a_step_waits_for_the_device_at_its_end_alone(process: Process) -> None:
+    settings = {
+        "timesteps": {"kind": "list", "values": [0, 1]},
+        "weighting": {"kind": "sigma"},
+        "loss": {"kind": "huber", "schedule": "snr"},
+        "preservation": {"kind": "differential_output"},
+    }
+    objective = build(validate(Settings, settings, where="objective", name="it"), process)
+    model = nn.Linear(8, 8, device="meta")
+    group = {"params": list(model.parameters()), "lr": 0.1, "full_lr": 0.1, "name": "unet"}
+    t = replace(
+        trainee(objective, max_grad_norm=1.0),
+        parameters=dict(model.named_parameters()),
+        optimizer=torch.optim.SGD([group]),
+        device=torch.device("meta"),
+    )
+    t.family.predict = lambda x, t, text, sizes: model(x.float().flatten(1)).view_as(x)  # type: ignore[method-assign]
+    given = replace(batch([0, 1]), class_captions=("x", None), class_text={})
+    waits = []
+    for _ in range(2):  # what stays on the device comes there in the first
+        with Queue() as queue:
+            run_step(t, [given, given], count=4, lr_factor=1.0, votes=(1.0, 0.0))
+        waits.append(queue.waits)
+    assert waits[1] == 1
