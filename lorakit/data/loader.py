@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lorakit.core.errors import LorakitError
 from lorakit.core.seeding import generator
+from lorakit.core.transfer import pinned
 from lorakit.core.types import Batch, Text
 from lorakit.data.ahead import by_processes
 from lorakit.data.buckets import Bucket
@@ -50,7 +51,8 @@ class Loader:
     from `cache`, which must hold them under these fingerprints; else a batch has pixels. `latent_shapes` are those of
     all buckets; `extra` makes what is random about a sample besides its noise and quantile. `stratified`: of a step's
     N quantiles each N-th of 0 … 1 holds one. `padded`: all ranks make equally many micro steps. The numbers are
-    the same for any number of `workers`; the global random generators are left alone.
+    the same for any number of `workers`; the global random generators are left alone. `pin_memory`: batches of
+    steps lie in pinned memory, from which a GPU takes the later ones of a step while it computes.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Loader:
         world: int = 1,
         padded: bool = False,
         workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.cache = cache
         self._samples = _Samples(
@@ -76,6 +79,7 @@ class Loader:
         )
         self._split = _Split(batch_size, rank, world, padded)
         self._workers = workers
+        self._pin_memory = pin_memory
 
     def steps(self, first_step: int, last_step: int) -> Iterator[StepPlan]:
         """Steps first_step … last_step - 1, counted from 0 over the whole training.
@@ -83,11 +87,10 @@ class Loader:
         Raises StorageError if the cache has lost something, InputError for a picture that changed.
         """
         steps = _Steps(self._samples, self._split)
-        if not self._workers:
-            yield from (_raised(steps[step]) for step in range(first_step, last_step))
-            return
-        for step in by_processes(steps, range(first_step, last_step), self._workers):
-            yield _raised(step)
+        numbers = range(first_step, last_step)
+        made = by_processes(steps, numbers, self._workers) if self._workers else map(steps.__getitem__, numbers)
+        for step in map(_raised, made):
+            yield _in_pinned_memory(step) if self._pin_memory else step
 
     def fixed(self, entries: Iterable[int], *, draws: int) -> Iterator[Batch]:
         """A batch of each of these examples at `draws` fixed noises and stratified timesteps, as its first cut and
@@ -360,6 +363,10 @@ class _Steps(TorchDataset):
 
 def _weightless(batch: Batch) -> Batch:
     return replace(batch, weight=torch.zeros_like(batch.weight))
+
+
+def _in_pinned_memory(step: StepPlan) -> StepPlan:
+    return replace(step, batches=tuple(map(pinned, step.batches)), padding=tuple(map(pinned, step.padding)))
 
 
 def _raised(step: StepPlan | LorakitError) -> StepPlan:

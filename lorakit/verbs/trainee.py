@@ -59,7 +59,7 @@ def prepared(
     adapted = components_to_adapt(recipe, family)
     inject_adapters(recipe, family, adapted)
     interrupt.check()
-    loader = _loader(recipe, data, family, interrupt, text_encoders_adapted=encoding)
+    loader = _loader(recipe, data, family, interrupt, runtime.device, text_encoders_adapted=encoding)
     _to_device(recipe, family, runtime.device)
     trainee = make_trainee(recipe, data, family, adapted, runtime, found)
     if recipe.run.attention == "fastest":
@@ -85,7 +85,13 @@ def _to_device(recipe: Recipe, family: Family, device: Any) -> None:
 
 
 def _loader(
-    recipe: Recipe, data: Dataset, family: Family, interrupt: Interrupt, *, text_encoders_adapted: bool
+    recipe: Recipe,
+    data: Dataset,
+    family: Family,
+    interrupt: Interrupt,
+    device: Any,
+    *,
+    text_encoders_adapted: bool,
 ) -> Loader:
     """Fills the cache, with the other ranks, and makes the loader that reads it."""
     cache = Cache(Path(recipe.data.cache) if recipe.data.cache else default_folder())
@@ -106,6 +112,7 @@ def _loader(
         world=world(),
         padded=recipe.run.shard,
         workers=recipe.data.workers,
+        pin_memory=device.type == "cuda",
     )
 
 

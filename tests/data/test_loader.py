@@ -219,6 +219,27 @@ def test_workers_leave_ctrl_c_to_the_parent(cached: tuple[Dataset, Cache]) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_all_of_a_steps_tensors_are_pinned_for_a_gpu(
+    cached: tuple[Dataset, Cache], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tensors(thing: object) -> list[int]:
+        if isinstance(thing, Batch | StepPlan):
+            thing = {f.name: getattr(thing, f.name) for f in fields(thing)}
+        if isinstance(thing, dict | tuple):
+            return [i for part in (thing.values() if isinstance(thing, dict) else thing) for i in tensors(part)]
+        return [id(thing)] if isinstance(thing, Tensor) else []
+
+    copies: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    own = {"batch_size": 1, "world": 3, "rank": 0, "padded": True, "workers": workers}
+    plain = list(loader_of(cached, **own).steps(0, 6))
+    assert not copies and all(step.padding for step in plain)
+    steps = list(loader_of(cached, pin_memory=True, **own).steps(0, 6))
+    assert same(steps, plain)
+    assert {i for step in steps for i in tensors(step)} == {id(copy) for copy in copies}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_lost_entry_is_one_readable_message(cached: tuple[Dataset, Cache], workers: int) -> None:
     with pytest.raises(StorageError) as error:
         list(loader_of(cached, latents_fingerprint="another", workers=workers).steps(0, 1))
