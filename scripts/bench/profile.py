@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python scripts/bench/profile.py --shape sd-small --steps 20
 
-Parts are measured inside a real `lorakit train`, in CPU seconds of all processes; on a GPU in the clock's seconds, with
-a synchronisation around each part, which a training has not. The frozen model's forward is measured once more by
-itself: what the training's forward takes beyond it are the adapters, the loss and the recording for the way back.
-Casts, and what autograd keeps for the way back, are counted in a further step.
+Parts are measured inside a real `lorakit train`, those of micro steps added up, in CPU seconds of all processes; on a
+GPU in the clock's seconds, with a synchronisation around each part, which a training has not. The frozen model's
+forward is measured once more by itself: what the training's forward takes beyond it are the adapters, the loss and the
+recording for the way back. Casts, and what autograd keeps for the way back, are counted in a further step.
 
 Operations are those that a step needs, whatever it does: of the products with frozen weights and the convolutions one
 forward and one on the way back, for the gradient of what went in (a frozen weight has none); of attention's two
@@ -58,18 +58,20 @@ def ceiling(dtype: Any, device: Any) -> float:
     return 2 * SIDE**3 / min(seconds)
 
 
-def base_forward(trainee: Any, batch: Any, *, count: int) -> tuple[list[float], float]:
-    """Seconds of the frozen model's forward passes without adapters, and the operations of a step with that batch."""
+def base_forward(trainee: Any, batches: Sequence[Any], *, count: int) -> tuple[list[float], float]:
+    """Seconds of the frozen model's forward passes without adapters, and the operations, of a step with these batches,
+    `count` times."""
     import torch
 
     from lorakit.adapters.state import adapters_disabled
     from lorakit.training.step import predictor, ready
 
-    batch, seconds = ready(trainee, batch), []
+    batches, seconds = [ready(trainee, batch) for batch in batches], []
 
     def forward() -> None:
         with torch.no_grad(), adapters_disabled(trainee.adapted), trainee.autocast():
-            trainee.objective(predictor(trainee, batch), batch)
+            for batch in batches:
+                trainee.objective(predictor(trainee, batch), batch)
 
     for _ in range(count):
         timed(forward, seconds)()
@@ -123,14 +125,16 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
     def measured(trainee: Any, plans: Iterator[Any], **rest: Any) -> Any:
         def watched() -> Iterator[Any]:
             following = timed(lambda: next(plans), taken["data"])
-            for _ in range(steps + WARM):
+            for number in range(steps + WARM):
                 started = clock()
                 yield following()
                 taken["step"].append(clock() - started)
+                for of_micro_steps in (taken["forward"], taken["both"]):
+                    of_micro_steps[number:] = [sum(of_micro_steps[number:])]
             with profile() as profiled, counted(trainee) as kept:
                 yield (plan := next(plans))
             casts = {event.key: event.count for event in profiled.key_averages() if event.key in CASTS}
-            base, needed = base_forward(trainee, plan.batches[0], count=max(3, steps // 4))
+            base, needed = base_forward(trainee, plan.batches, count=max(3, steps // 4))
             found.update(base=statistics.median(base), operations=needed, casts=casts, kept=kept.bytes)
             found["ceiling"] = ceiling(trainee.family.dtype, trainee.device)
             raise Enough
@@ -147,7 +151,7 @@ def parts(recipe: Any, *, steps: int) -> dict[str, Any]:
     finally:
         verb.run_loop, step.guarded_step, step.forward_backward = run_loop, guarded_step, forward_backward
     whole, data, forward, both, update = (
-        statistics.median(taken[name][WARM:]) for name in ("step", "data", "forward", "both", "update")
+        statistics.median(taken[name][WARM : WARM + steps]) for name in ("step", "data", "forward", "both", "update")
     )
     return {
         "the frozen forward": found["base"],

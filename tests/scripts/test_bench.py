@@ -1,5 +1,6 @@
 """The measurements measure: the floor trains the same layers on the same model, and ratios are those of pairs."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -148,6 +149,19 @@ def test_the_parts_of_a_step_make_it_up(tmp_path: Path) -> None:
     operations, ceiling, step = (found.pop(name) for name in ("operations", "ceiling", "step"))
     assert sum(found.values()) == pytest.approx(step)
     assert found["the frozen forward"] > 0 and found["backward"] > 0 and operations / step < ceiling
+
+
+def test_all_micro_steps_are_in_the_parts_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "clock", itertools.count().__next__)  # a second passes between two looks at it
+    file, found = tmp_path / "profile.json", []
+    words = [*TINY, "--photos", "6", "--steps", "2", "--json", str(file)]
+    for micro_steps in (1, 3):
+        profile.main([*words, "--set", f"run.accumulate={micro_steps}"])
+        found.append(json.loads(file.read_text()))
+    one, three = found
+    assert (one["backward"], one["step"]) == (2, 9) and (three["backward"], three["step"]) == (6, 17)
+    assert one["all else on the host"] == three["all else on the host"] - 2
+    assert three["operations"] == 3 * one["operations"]
 
 
 def test_memory_is_measured_of_steps_and_of_parts(
