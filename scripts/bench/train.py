@@ -15,8 +15,8 @@ metadata.jsonl, {side}, {batch} and {rank} what they say, {recipe} lorakit's rec
     … beside --command "lorakit train {recipe} run.output={out} run.steps={steps}" --command "… {base} … {steps}"
 
 CPU seconds are those of the whole tree of processes. A ratio is the median over the pairs, and the range in which the
-true median lies with 95 % confidence. Where there is a GPU, both sides train on it in bf16, the seconds of a step are
-the clock's, and memory is the GPU's.
+true median lies with 95 % confidence. Where there is a GPU, both sides train on it in bf16, the seconds of a step
+and of preparing are the clock's, and memory is the GPU's.
 """
 
 import argparse
@@ -215,21 +215,21 @@ def prepare(recipe: str) -> None:
 
     def watched(*args: Any, **rest: Any) -> Any:
         nonlocal spent
-        started = cpu_seconds()
+        started = clock()
         done = fill_cache(*args, **rest)
-        spent = cpu_seconds() - started
+        spent = clock() - started
         return done
 
     verb.fill_cache = watched
     verb.fill(load_recipe(recipe))
-    print(json.dumps({"cpu_seconds": spent}), flush=True)
+    print(json.dumps({"seconds": spent}), flush=True)
 
 
 def measure_prepare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     ours, floors = [], []
     for number in range(args.rounds):
         recipe = written(args, folder, f"prepare-{number}", cache=f"prepared-{number}")
-        ours.append(answer([sys.executable, __file__, "prepare-one", str(recipe)])["cpu_seconds"])
+        ours.append(answer([sys.executable, __file__, "prepare-one", str(recipe)])["seconds"])
         floors.append(answer([*floor_script(args, folder), "--more", "8"])["a_step"])
     found = ratio(ours, floors)
     print(
