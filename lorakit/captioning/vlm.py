@@ -23,6 +23,7 @@ from lorakit.captioning.prompts import DEFAULT, Manner, manner_of
 from lorakit.captioning.protocol import WriterSettings, one_line
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
+from lorakit.core.memory import is_lack
 from lorakit.core.seeding import hashed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,9 +134,9 @@ def load(settings: Settings, *, root: Path, device: Any) -> "Vlm":
     try:
         processor = _processor(folder)
         model, found = _model(folder, settings, device)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of dozens of kinds, by what is missing or of another version
+        if is_lack(error):
+            raise
         raise InputError(f"{where}: transformers does not load it: {printable(error)[:500]}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])

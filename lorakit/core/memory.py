@@ -2,23 +2,41 @@
 
 import contextlib
 import ctypes
+import gc
 import mmap
+import re
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+_LACKING = re.compile(
+    r"can't allocate memory|CU(BLAS|DNN|SPARSE)_STATUS_ALLOC_FAILED|CUDA\S* (error: )?out of memory|\bMemoryError\b"
+)
+
+
+def let_go() -> None:
+    """Frees what nobody can reach any more, a model whose parts refer to each other for instance, and gives it back."""
+    gc.unfreeze()  # what was there when a start had come to its end (core/start.py)
+    gc.collect()
+    give_back()
+
 
 def give_back() -> None:
-    """Returns freed memory to the system: glibc keeps pieces below 32 MB, as most of a model's weights are."""
+    """Returns freed memory to the system: glibc keeps pieces below 32 MB, as most of a model's weights are, and torch
+    what was a GPU's."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_lack(error: BaseException) -> bool:
-    """Whether `error` says that memory was lacking; torch has a class of its own for it on GPUs alone."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether `error` says that memory was lacking. torch has a class of its own for what its allocator of a GPU's
+    memory lacks, and texts for what others lack: that of a CPU's, CUDA itself, the libraries that compute, other ranks.
+    """
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(_LACKING.search(str(error)))
 
 
 def leave_file(tensor: Tensor) -> None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lorakit.core.errors import LorakitError, LostProcess
+from lorakit.core.memory import is_lack
 
 T = TypeVar("T")
 
@@ -57,9 +58,9 @@ def _together() -> Iterator[None]:
     """Around what needs all ranks: raises LostProcess where another has gone."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # gloo and NCCL have no class of their own for it
+        if is_lack(error):
+            raise
         why = f"{error}".partition(". This is typically")[0].rpartition("] ")[2]  # gloo's, without its source line
         raise LostProcess(
             f"Another of the {world()} processes has ended or does not answer: look at what it said. "

@@ -19,7 +19,8 @@ def collect_rarely() -> None:
 
 
 def collect_as_ever() -> None:
-    """If it did rarely, Python looks as often as by itself from here on, and at what is made from here on."""
+    """If it did rarely, Python looks as often as by itself from here on, at what is made from here on; at the rest when
+    memory is to be had again (`memory.let_go`)."""
     if gc.get_threshold()[0] == _RARELY:
         gc.freeze()
         gc.set_threshold(700, 10, 10)

@@ -136,6 +136,7 @@ def _measured(trainee: Trainee, batch: Batch, kept: Kept, *, count: int, state_s
     cuda = trainee.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize(trainee.device)
+        torch.cuda.empty_cache()  # what encoded pictures has left behind
         torch.cuda.reset_peak_memory_stats(trainee.device)
     started = time.perf_counter()
     moments = room(max(0, math.ceil(state_size * own) - held))

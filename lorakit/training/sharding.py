@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lorakit.core.errors import LorakitError, LostProcess
+from lorakit.core.memory import is_lack
 from lorakit.core.processes import rank, world
 
 log = logging.getLogger("lorakit")
@@ -82,10 +83,10 @@ def jointly(*, sharded: bool) -> Iterator[None]:
     """Around forwards: where they need all ranks, one that fails cannot be made up for, and the others would wait."""
     try:
         yield
-    except (LorakitError, MemoryError, torch.OutOfMemoryError):
+    except LorakitError:
         raise
     except Exception as error:
-        if not sharded:
+        if not sharded or is_lack(error):
             raise
         why = f"{type(error).__name__}: {error}".partition(". This is typically")[0]
         raise LostProcess(

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lorakit import captioning
 from lorakit.captioning.folder import Work, digest, put, storage, work
 from lorakit.captioning.pictures import Picture
 from lorakit.captioning.protocol import Writer, WriterSettings
 from lorakit.captioning.undo import finish
 from lorakit.core.errors import InputError
+from lorakit.core.memory import is_lack
 from lorakit.core.processes import gather_objects, on_first_rank, rank, together, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.sources import Item
@@ -79,7 +78,9 @@ def _batch(writer: Writer, items: Sequence[Item], folder: Path, check: Callable[
     pictures = [Picture(item.name, lambda place=item.place: source.read(place)) for item in items]  # type: ignore[misc]
     try:
         outcomes = writer(pictures)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack(error):
+            raise
         raise InputError(
             f"there is not enough memory for {len(items)} pictures at a time: lower --batch-size, or load the model in "
             "fewer bits (--dtype bf16, --quantize 4bit). What was written so far stays."

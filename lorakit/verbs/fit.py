@@ -3,7 +3,7 @@
 A trial is the model with its adapters and the dry step on the largest bucket, so that what is decided was measured.
 """
 
-import gc
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from lorakit.core.errors import InputError
-from lorakit.core.memory import give_back
+from lorakit.core.memory import is_lack, let_go
 from lorakit.core.processes import rank
 from lorakit.optimizers import adamw8bit
 from lorakit.recipe import Recipe
@@ -44,9 +44,29 @@ def fitted(
     no number. Raises InputError where none fits.
     """
     allowed = budget(recipe)
-    if gpu and allowed is not None:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
+    with _allowed(allowed) if gpu and allowed is not None else contextlib.nullcontext():
+        return _tried(recipe, attempt, allowed, gpu=gpu, numbers_stay=numbers_stay)
+
+
+@contextlib.contextmanager
+def _allowed(number: int) -> Iterator[None]:
+    """Within it torch takes no more bytes of the GPU's memory."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, number / total))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _tried(
+    recipe: Recipe,
+    attempt: Callable[[Recipe], tuple[T, int | None]],
+    allowed: int | None,
+    *,
+    gpu: bool,
+    numbers_stay: bool,
+) -> tuple[Recipe, T]:
     failures: list[TooLarge] = []
     for changes, cost in _rungs(recipe, failures, gpu=gpu, numbers_stay=numbers_stay):
         if failures:
@@ -60,15 +80,14 @@ def fitted(
             return smaller, found
         except TooLarge as error:
             failures.append(error.with_traceback(None))
-        except torch.OutOfMemoryError:  # of the weights alone
+        except (RuntimeError, MemoryError) as error:  # of the weights alone
+            if not is_lack(error):
+                raise
             failures.append(
                 TooLarge('The model does not fit into memory: set model.quantize = "nf4", or run.offload = 1.0.')
             )
         # out of the handler, whose traceback holds what was made
-        gc.collect()
-        give_back()
-        if gpu:
-            torch.cuda.empty_cache()
+        let_go()
     last = (
         'run.fit = "auto" finds out what is enough.'
         if recipe.run.fit is None

@@ -16,7 +16,7 @@ from lorakit.adapters.ema import Average
 from lorakit.adapters.fused import fuse
 from lorakit.adapters.state import state_from
 from lorakit.core.errors import InputError
-from lorakit.core.processes import rank, world
+from lorakit.core.processes import rank, together, world
 from lorakit.data.cache import default_folder
 from lorakit.data.dataset import Dataset
 from lorakit.data.loader import Loader
@@ -51,17 +51,25 @@ def prepared(
     encoding = recipe.adapter.text_encoder is not None  # captions anew in each step
     seeing = not data.cached_latents or data.task != "text"  # pictures, or what the model is given of them
     later = tuple(name for name, asked in (("vae", seeing), ("text_encoder", encoding)) if not asked)
-    family = families.load_settings(recipe.model, precision=recipe.run.precision, later=later)
-    others = [name for name in family.components if name != family.backbone]
-    family.to(runtime.device, family.dtype, only=others)
-    if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
-        guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
-    adapted = components_to_adapt(recipe, family)
-    inject_adapters(recipe, family, adapted)
+
+    def read() -> tuple[Family, dict[str, nn.Module]]:
+        family = families.load_settings(recipe.model, precision=recipe.run.precision, later=later)
+        others = [name for name in family.components if name != family.backbone]
+        family.to(runtime.device, family.dtype, only=others)
+        if recipe.sample.prompts:  # what its stock pipeline cannot be told is met now and not when it is to draw
+            guided(family)(recipe.sample.guidance, recipe.sample.negative_prompt)
+        adapted = components_to_adapt(recipe, family)
+        inject_adapters(recipe, family, adapted)
+        return family, adapted
+
+    def placed() -> Trainee:
+        _to_device(recipe, family, runtime.device)
+        return make_trainee(recipe, data, family, adapted, runtime, found)
+
+    family, adapted = together(read)  # memory that one rank lacks is a matter of all
     interrupt.check()
     loader = _loader(recipe, data, family, interrupt, runtime.device, text_encoders_adapted=encoding)
-    _to_device(recipe, family, runtime.device)
-    trainee = make_trainee(recipe, data, family, adapted, runtime, found)
+    trainee = together(placed)
     if recipe.run.attention == "fastest":
         trainee = replace(trainee, attention=kernels.fastest(trainee, loader.largest()))
     return trainee, loader

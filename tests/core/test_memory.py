@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lorakit.core.memory import give_back, leave_file, peak
+from lorakit.core.memory import give_back, is_lack, leave_file, peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's affair")
@@ -71,3 +71,26 @@ assert faults() < ever / 10, (ever, faults())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: …"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("rank 1 failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("rank 1 failed: MemoryError: "),
+    ],
+)
+def test_lack_of_memory_is_known_in_all_the_words_that_there_are_for_it(error: Exception) -> None:
+    assert is_lack(error)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "CUBLAS_STATUS_EXECUTION_FAILED", ""])
+def test_other_errors_are_none(text: str) -> None:
+    assert not is_lack(RuntimeError(text))

@@ -66,6 +66,23 @@ structure = transformers.models._import_structure
 print(json.dumps([len(looked), len(set(looked)), {key: sorted(names) for key, names in sorted(structure.items())}]))
 """
 
+MODEL = """
+import gc, weakref
+from lorakit.core.start import collect_rarely
+
+collect_rarely()
+from lorakit import families
+
+from lorakit.core.memory import let_go
+
+family = families.load_settings(families.validate_settings({"family": "sd", "path": "embedded"}))
+assert gc.get_threshold()[0] == 700 and gc.get_freeze_count()
+parts = [weakref.ref(part) for part in (family, *family.components.values(), *family.components["unet"].parameters())]
+del family
+let_go()
+assert not any(part() is not None for part in parts)
+"""
+
 
 def run(program: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
@@ -86,6 +103,11 @@ def test_a_package_is_imported_when_something_of_it_is_wanted(first: str, tmp_pa
 
 def test_cycles_are_looked_for_rarely_and_then_as_ever() -> None:
     run(RARELY)
+
+
+def test_a_model_goes_when_nobody_wants_it_any_more() -> None:
+    """Else `run.fit` would try its next settings beside the last, and a base that drew class pictures would stay."""
+    run(MODEL)
 
 
 def test_transformers_lists_its_models_once_and_finds_the_same() -> None:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lorakit.core.errors import InputError
 from lorakit.recipe import Recipe, load_recipe
@@ -54,6 +56,29 @@ def test_weights_that_are_multiplied_in_8_bits_stay_so(make_recipe: Make) -> Non
     assert len(tried(recipe, enough=8, gpu=False)[1]) == 8
     with pytest.raises(InputError, match="nothing left"):
         tried(recipe, enough=9, gpu=False)
+
+
+def test_a_gpu_s_limit_holds_for_the_trials_alone(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(32e9)))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    tried(make_recipe("run", "run.fit=8GB"), enough=3, gpu=True)
+    assert limits == [0.25, 1.0], "another training of this process has its own"
+
+
+def test_memory_that_lacks_before_the_dry_step_is_a_reason_to_try_the_next(make_recipe: Make) -> None:
+    seen: list[Recipe] = []
+
+    def attempt(recipe: Recipe) -> tuple[None, None]:
+        seen.append(recipe)
+        if len(seen) < 3:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return None, None
+
+    assert fitted(make_recipe("run", "run.fit=auto"), attempt, gpu=False)[0] == seen[2]
+    with pytest.raises(RuntimeError, match="another"):
+        fitted(make_recipe("other"), lambda recipe: (_ for _ in ()).throw(RuntimeError("another")), gpu=False)
 
 
 def test_what_is_asked_for_already_is_kept(make_recipe: Make) -> None:
