@@ -58,9 +58,11 @@ class QuantizedLinear(nn.Linear):
         leave_file(layer.weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scales = self.scales.data
+        scales = self._parameters["scales"]  # none while they wait elsewhere
+        kept = None if scales is None else scales.data
         super()._apply(fn, recurse)
-        self.scales.data = scales.to(self.packed.device)  # in fp32, whatever the layer computes in
+        if kept is not None:
+            self.scales.data = kept.to(self.packed.device)  # in fp32, whatever the layer computes in
         return self
 
     @property

@@ -45,6 +45,7 @@ class Offload:
     def start(self, move: Move, *, pinned: bool) -> None:
         self.move = move
         if pinned:
+            _pin_no_more_than_asked()
             for stored in self.stored:
                 for tensor in stored:
                     tensor.data = tensor.data.pin_memory()
@@ -108,6 +109,13 @@ def activations_aside(*, pinned: bool = True) -> AbstractContextManager[Any]:
         return packed[0].to(packed[1], non_blocking=pinned) if isinstance(packed, tuple) else packed
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _pin_no_more_than_asked() -> None:
+    """Else torch makes each pinned piece a power of two, and a model takes half as much memory again."""
+    said, threshold = torch._C._accelerator_getAllocatorSettings(), "pinned_max_round_threshold_mb"
+    if threshold not in said:
+        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [said, f"{threshold}:1"])))
 
 
 def _slots(block: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
