@@ -35,6 +35,8 @@ def problems(kind: Kind) -> list[str]:
     """Why this machine's GPU cannot multiply so, if there is one."""
     if not torch.cuda.is_available():
         return []
+    if kind == "fp8" and torch.version.hip:  # numbers its own
+        return ['model.compute = "fp8" is tried on NVIDIA\'s numbers alone, and this GPU is AMD\'s: use "int8".']
     needed, name = CAPABLE[kind]
     found = torch.cuda.get_device_capability()
     if found < needed:
@@ -152,7 +154,8 @@ def _quantized(x: Tensor, within: Tensor | None, numbers: torch.dtype) -> tuple[
         from lorakit.families import kernels
 
         return kernels.quantized(x, within, numbers)
-    return in_8_bits(x.float() if within is None else x.float() * within.view(1, -1), numbers)
+    x = x.float().contiguous()
+    return in_8_bits(x if within is None else x * within.view(1, -1), numbers)
 
 
 def _scaled_product(

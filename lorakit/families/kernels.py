@@ -29,7 +29,7 @@ def _quantize(x, within, q, scales, columns, LARGEST: tl.constexpr, WHOLE: tl.co
             values *= tl.load(within + at, mask=at < columns, other=0.0)
         largest = tl.maximum(largest, tl.abs(values))
         broken += values * 0.0  # a maximum may pass over what is no number
-    scale = tl.max(largest, 0) / LARGEST + tl.sum(broken, 0)
+    scale = tl.div_rn(tl.max(largest, 0), tl.full((), LARGEST, tl.float32)) + tl.sum(broken, 0)  # as torch divides
     tl.store(scales + row, scale)
     divisor = tl.maximum(scale, 1.1754943508222875e-38)
     for start in range(0, columns, BLOCK):

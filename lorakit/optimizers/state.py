@@ -144,6 +144,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
         torch.where(good, now[dtype], kept[dtype], out=now[dtype])
         torch._foreach_copy_([table[key] for table, key in found], _views(now[dtype], found))
 
+    @torch.no_grad()
     def take_back() -> None:
         for parameter in optimizer.state.keys() - had_state:
             del optimizer.state[parameter]
@@ -151,7 +152,11 @@ def guarded_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
             for key in table.keys() - known:
                 del table[key]
         for (table, key), value in on_host:
-            table[key] = value
+            own = table.get(key)
+            if isinstance(own, Tensor) and isinstance(value, Tensor) and own.shape == value.shape:
+                own.copy_(value)  # in place: it may be paged memory
+            else:
+                table[key] = value
 
     of_weights = {dtype: [place for place in found if place[0] is weights] for dtype, found in on_device.items()}
     # they come first; copied, since whoever keeps them shall not keep the state too

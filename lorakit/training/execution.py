@@ -24,7 +24,8 @@ _CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_ena
 Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 Attention = Literal["auto", "fastest", "flash", "efficient", "cudnn", "math"]
 BACKEND = "inductor"  # torch's own
-RECOMPILATIONS = 512  # of one block: each bucket, with and without the adapter; torch's 8 would end in silence
+RECOMPILATIONS = 512  # of a block: each bucket, with and without the adapter; torch's 8 would end in silence
+_BLOCKS = 64  # that are alike: torch counts those of all of them too, to 256
 
 
 @contextlib.contextmanager
@@ -101,6 +102,7 @@ def compile_blocks(module: nn.Module, *, cache: Path | None = None) -> None:
     # else torch shares a folder in /tmp, of a name that everyone can guess, and reads the pickles that lie there
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private(cache, key="run.compile_cache")) if cache else _passing().name
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    torch._dynamo.config.accumulated_recompile_limit = RECOMPILATIONS * _BLOCKS
     for block in blocks_of(module, key="run.compile"):
         block.compile(backend=BACKEND, dynamic=False)
 

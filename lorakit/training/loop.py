@@ -47,7 +47,7 @@ class RunSettings(core_settings.Settings):
     seed: int = Field(0, ge=0)
     """What all randomness of the run follows from."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What the frozen model computes in; "auto": bf16 where the GPU has it, else fp32. Adapters are always fp32."""
+    """What the frozen model computes in; "auto": bf16, on a GPU without it fp16, without a GPU fp32. Adapters: fp32."""
     gradient_checkpointing: Neutral[bool | Share] = False
     """Compute activations again in the backward pass: less memory, about a third more time. A number between 0 and 1:
     of this share of the backbone's blocks, those first that keep the most for the least computing."""

@@ -36,7 +36,7 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
         return cast("Precision", wanted), "as the recipe says"
     if not torch.cuda.is_available():
         return "fp32", "there is no GPU"
-    if torch.cuda.is_bf16_supported():
+    if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "the GPU computes in it"
     return "fp16", "the GPU does not compute in bf16"
 

@@ -145,6 +145,14 @@ def test_a_fused_adapter_never_asks_for_unpacked_weights(kind: Kind, monkeypatch
     both_ways(model, drawn(200, IN))
 
 
+def test_compiled_it_takes_rows_that_lie_elsewise(kind: Kind) -> None:
+    layer, x = EightBitLinear(linear(), kind), drawn(IN, 20).view(1, IN, 20).transpose(1, 2)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="inductor")(x), layer(x.contiguous()))
+    numbers = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
+    with_rows = (torch.randn(IN, 20).t(), None, numbers)
+    torch.library.opcheck(eightbit._QUANTIZED, with_rows, test_utils="test_faketensor")
+
+
 def test_compiled_it_computes_the_same_bits_and_adds_the_adapter_itself(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +213,14 @@ def test_it_goes_with_small_weights_of_its_own_kind_alone() -> None:
     assert not any(isinstance(layer, QuantizedLinear) for layer in family.stock_pipeline().unet.modules())
     with pytest.raises(InputError, match=r'compute = "int8".*quantize = "nf4".*both the same'):
         families.load("sd", path, compute="int8", quantize="nf4")
+
+
+def test_fp8_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    assert not eightbit.problems("int8") and "AMD" in eightbit.problems("fp8")[0]
 
 
 @pytest.mark.parametrize(("capability", "refused"), [((7, 5), ["int8", "fp8"]), ((8, 6), ["fp8"]), ((9, 0), [])])

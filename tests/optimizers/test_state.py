@@ -179,6 +179,26 @@ def test_what_is_bad_in_the_state_already_is_refused_too(kind: str) -> None:
     assert bits(trained.parameters) == before
 
 
+class Elsewhere(torch.Tensor):
+    """Says that it lies on another device, as paged memory does, which a GPU reads too."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@torch.no_grad()
+def test_what_lies_elsewhere_is_taken_back_where_it_lies() -> None:
+    """bitsandbytes knows paged memory by a mark on the tensor, which no copy has."""
+    trained, other = after("adamw", 2), after("adamw", 2)
+    table = trained.optimizer.state[trained.parameters["unet.a"]]
+    moments = table["exp_avg"] = table["exp_avg"].as_subclass(Elsewhere)
+    step = trained.optimizer.step
+    trained.optimizer.step = lambda: (moments.as_subclass(torch.Tensor).add_(1), step())[1]  # type: ignore[method-assign]
+    assert not trained.step(2, good=False).good
+    assert table["exp_avg"] is moments and trained.save() == other.save()
+
+
 class Reads(TorchDispatchMode):
     """Counts the times that the host asks for a tensor's value, and so waits for the device."""
 

@@ -86,6 +86,8 @@ def test_compiled_blocks_compute_the_same_and_are_kept_where_it_is_said(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     compile_blocks(model, cache=cache)
     assert all(block._compiled_call_impl is not None for block in model.blocks)
+    limits = torch._dynamo.config
+    assert limits.accumulated_recompile_limit >= len(model.blocks) * limits.recompile_limit, "torch stops at the lower"
     torch.testing.assert_close(model(x), plain, rtol=1e-6, atol=1e-6)
     assert any(cache.rglob("*.py")) and any((cache / "fxgraph").rglob("*")) and cache.stat().st_mode & 0o077 == 0
 
