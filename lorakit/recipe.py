@@ -55,7 +55,7 @@ class Recipe:
             name: getattr(self, name).model_dump(mode="json", exclude_none=True) for name in self.__dataclass_fields__
         }
         if not paths:
-            for table, key in _path_settings(values):
+            for _, table, key in _path_settings(values):
                 table[key] = Path(table[key]).name
         return values
 
@@ -97,6 +97,7 @@ def build(values: Mapping[str, Any]) -> Recipe:
     problems: list[str] = []
     known = list(Recipe.__dataclass_fields__)
     problems += [f"{key} is not a section of a recipe.{did_you_mean(key, known)}" for key in values if key not in known]
+    problems += [f"{key} is empty: name a path." for key, table, name in _path_settings(values) if not table[name]]
     parts: dict[str, Any] = {}
     for section in known:
         given = values.get(section, {})
@@ -181,9 +182,9 @@ def _entry(node: Any, part: str, override: str, new: Any) -> Any:
 
 def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Makes the relative paths of a recipe's values absolute, from `folder`; absolute ones stay."""
-    for table, key in _path_settings(values):
+    for _, table, key in _path_settings(values):
         path = table[key]
-        if path.startswith("hf://"):
+        if not path or path.startswith("hf://"):  # what is empty is refused, and no name of the folder
             continue
         # "embedded" and hub names are no paths: what looks like one is anchored, and what exists there
         named = table is values.get("model") and not path.startswith((".", "~")) and path.count("/") <= 1
@@ -191,18 +192,24 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
             table[key] = str(folder / Path(path).expanduser())
 
 
-def _path_settings(values: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where a recipe's values hold a path: the tables and keys that are there and hold text."""
+def _path_settings(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """Where a recipe's values hold a path: the dotted keys, tables and keys that are there and hold text."""
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
-    places = [(values.get("model"), key) for key in ("path", "config", "vae")]
-    places += [(data, "cache"), *((values.get("run"), key) for key in ("output", "compile_cache"))]
-    places.append((values.get("adapter"), "init_from"))
-    places += [(values.get("sample"), key) for key in ("image", "mask")]
+    places = [("model", values.get("model"), key) for key in ("path", "config", "vae")]
+    places += [("data", data, "cache"), *(("run", values.get("run"), key) for key in ("output", "compile_cache"))]
+    places.append(("adapter", values.get("adapter"), "init_from"))
+    places += [("sample", values.get("sample"), key) for key in ("image", "mask")]
     places += [
-        (s, key) for s in (sources if isinstance(sources, list) else []) for key in ("path", "mask_path", "input_path")
+        (f"data.sources.{i}", source, key)
+        for i, source in enumerate(sources if isinstance(sources, list) else [])
+        for key in ("path", "mask_path", "input_path")
     ]
-    return [(table, key) for table, key in places if isinstance(table, dict) and isinstance(table.get(key), str)]
+    return [
+        (f"{where}.{key}", table, key)
+        for where, table, key in places
+        if isinstance(table, dict) and isinstance(table.get(key), str)
+    ]
 
 
 def flat(value: Any, key: str = "") -> dict[str, str]:

@@ -68,6 +68,16 @@ def test_the_result_must_be_a_file_of_a_known_format() -> None:
     assert "lorakit export RUN --format peft" in problems({**SOURCE, "run": {"output": "/o", "format": "peft"}})[0]
 
 
+def test_an_empty_path_is_no_name_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = ["run.output", "data.cache", "model.path", "adapter.init_from", "sample.image", "data.sources.0.path"]
+    with pytest.raises(InputError) as caught:
+        load_recipe(write(tmp_path, '[[data.sources]]\npath = "p"\n'), overrides=[f"{key}=" for key in keys])
+    assert sorted(caught.value.problems) == sorted(f"{key} is empty: name a path." for key in keys)
+    with pytest.raises(InputError, match=r"data.cache is empty"):
+        load_recipe(write(tmp_path, '[[data.sources]]\npath = "p"\n[data]\ncache = ""\n'))
+
+
 def test_no_sources_is_an_error() -> None:
     assert "data.sources is missing" in problems({"run": {"output": "/o"}})[0]
 

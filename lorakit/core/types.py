@@ -116,12 +116,13 @@ class Predict(Protocol):
 class Process(Protocol):
     """A forward process and what training and sampling ask of it; `t` is in the process's own unit.
 
-    A picture takes at least `least_steps` steps.
+    A picture takes at least `least_steps` steps, and at most `most_steps` where its times are counted.
     """
 
     timesteps: int
     prediction_type: str
     least_steps: int
+    most_steps: int | None
 
     def at(self, share: Tensor) -> Tensor: ...
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor: ...

@@ -293,6 +293,8 @@ def survey(
         problems += error.problems
     if settings.sources and all(source.role != "train" for source in settings.sources):
         problems.append('data.sources: none is trained on: at least one must have role = "train".')
+    elif settings.sources and all(source.weight == 0 for source in settings.sources if source.role == "train"):
+        problems.append("data.sources: nothing would be learned: give a training source a weight above 0.")
     found = scan(
         settings.sources,
         cache=cache,

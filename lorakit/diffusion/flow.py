@@ -101,6 +101,7 @@ class RectifiedFlow:
         self.dynamic = dynamic
         self.shift_terminal = shift_terminal
         self.least_steps = 2 if shift_terminal else 1  # the first time is 1, the last one another
+        self.most_steps: int | None = None
 
     @classmethod
     def from_scheduler_config(cls, config: dict, *, patch: int = 2) -> "RectifiedFlow":

@@ -97,6 +97,7 @@ class GaussianDiffusion:
         self.betas = rescale_zero_terminal_snr(table) if zero_terminal_snr else table
         self.timesteps = len(self.betas)
         self.least_steps = 1
+        self.most_steps: int | None = self.timesteps
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])

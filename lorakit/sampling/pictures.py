@@ -17,6 +17,7 @@ from pydantic import Field
 
 from lorakit.core.errors import LorakitError
 from lorakit.core.settings import Neutral, Settings
+from lorakit.core.types import Process
 from lorakit.families.protocol import classifier_free
 
 
@@ -71,9 +72,13 @@ def requests(settings: SampleSettings) -> list[Request]:
     ]
 
 
-def too_few_steps(name: str, steps: int, *, least: int) -> list[str]:
-    """What is wrong with a setting, for a process that takes `least` steps: of fewer, NaN would come in silence."""
-    return [f"{name} = {steps}: the model draws in {least} steps or more."] if steps < least else []
+def wrong_steps(name: str, steps: int, process: Process) -> list[str]:
+    """What is wrong with a setting, for this process: of too few steps NaN would come in silence."""
+    if steps < process.least_steps:
+        return [f"{name} = {steps}: the model draws in {process.least_steps} steps or more."]
+    if process.most_steps is not None and steps > process.most_steps:
+        return [f"{name} = {steps}: the model draws in {process.most_steps} steps at most, the times that it knows."]
+    return []
 
 
 class Abandoned(LorakitError):
@@ -112,16 +117,20 @@ def draw(
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(request.seed),
             **guided(guidance, request.negative_prompt),
-            **{name: value for name, value in _frame(request).items() if name in takes},
+            **{name: value for name, value in _frame(request, pipeline).items() if name in takes},
             **asked,
         )
         pictures.append(_kept(result.images[0], request))
     return pictures
 
 
-def _frame(request: Request) -> dict[str, Any]:
+def _frame(request: Request, pipeline: Any) -> dict[str, Any]:
     """What a pipeline is told of the picture's size and of what it is drawn over."""
     size = {"width": request.width, "height": request.height}
+    unet = getattr(pipeline, "unet", None)
+    if unet is not None and (request.width or request.height):  # of one side alone a pipeline for SD takes no notice
+        own = unet.config.sample_size * pipeline.vae_scale_factor
+        size = {name: side or own for name, side in size.items()}
     if request.image is None:
         return size
     masked = {"mask_image": request.mask} if request.mask is not None else {}

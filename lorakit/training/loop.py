@@ -34,7 +34,7 @@ MAX_SKIPPED = 3  # non-finite steps in a row that end a run
 
 
 class RunSettings(core_settings.Settings):
-    output: Neutral[str] = Field(min_length=1)
+    output: Neutral[str]
     """Folder of the run, which must not hold one already. Left out: runs/ and the recipe's name, where you are."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps to train for; 1000 where neither this nor `epochs` is given."""
@@ -70,7 +70,7 @@ class RunSettings(core_settings.Settings):
     compile: bool = False
     """Compile the backbone's transformer blocks: minutes at the start, once for each size of picture, then faster. What
     is computed stays the same but for rounding."""
-    compile_cache: Neutral[str | None] = Field(None, min_length=1)
+    compile_cache: Neutral[str | None] = None
     """Where what is compiled is kept for other runs, in a folder of your own: torch's files, pickles and code among
     them, which are run when they are read. Left out: nothing is kept. Needs `compile`."""
     shard: Neutral[bool] = False

@@ -19,10 +19,11 @@ from PIL import Image
 from lorakit import families
 from lorakit.core.files import write_text, written_aside
 from lorakit.core.processes import on_first_rank, rank, together, world
+from lorakit.core.types import Process
 from lorakit.data.sources.generate import GenerateSettings
 from lorakit.families.protocol import classifier_free, guided
 from lorakit.recipe import Recipe
-from lorakit.sampling.pictures import Request, draw, label, too_few_steps
+from lorakit.sampling.pictures import Request, draw, label, wrong_steps
 from lorakit.training.processes import bar
 
 log = logging.getLogger("lorakit")
@@ -119,8 +120,8 @@ def draw_into_place(
             drawn.save(aside, format="PNG", pnginfo=said)
 
 
-def drawing_problems(recipe: Recipe, *, multiple: int, least_steps: int) -> list[str]:
-    """What a stock pipeline would not draw that draws multiples of `multiple` pixels in `least_steps` steps or more."""
+def drawing_problems(recipe: Recipe, *, multiple: int, process: Process) -> list[str]:
+    """What a stock pipeline would not draw that draws multiples of `multiple` pixels, in steps of `process`."""
     problems = []
     for i, source in enumerate(recipe.data.sources):
         key, wanted = f"data.sources.{i}.generate", source.generate
@@ -130,7 +131,7 @@ def drawing_problems(recipe: Recipe, *, multiple: int, least_steps: int) -> list
                 for width, height in wanted.sizes
                 if width < 1 or height < 1 or width % multiple or height % multiple
             ]
-            problems += too_few_steps(f"{key}.steps", wanted.steps, least=least_steps)
+            problems += wrong_steps(f"{key}.steps", wanted.steps, process)
     return problems
 
 

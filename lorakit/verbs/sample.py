@@ -21,7 +21,7 @@ from lorakit.export.files import dtype_name, read_adapter
 from lorakit.export.weights import Weights
 from lorakit.families.protocol import Family, guided
 from lorakit.sampling.canvas import drawn_over, read_canvas
-from lorakit.sampling.pictures import Request, draw, label, too_few_steps
+from lorakit.sampling.pictures import Request, draw, label, wrong_steps
 from lorakit.training.interrupt import watched
 from lorakit.training.processes import Runtime, bar, resolve_precision
 
@@ -82,7 +82,7 @@ def sample(
         done, share = ("edit", 1.0) if edits else (task, strength)
         _check_model(model, done, image=image, upscale=upscale, image_guidance=image_guidance)
         _check_sizes(wanted, model.drawing_multiple)
-        if wrong := too_few_steps("--steps", steps, least=model.process.least_steps):
+        if wrong := wrong_steps("--steps", steps, model.process):
             raise InputError(wrong)
         over: dict[str, Any] = {"strength": share, "upscale": upscale, "image_guidance": image_guidance}
         asked = wanted if canvas is None else [drawn_over(r, canvas, model.drawing_multiple, **over) for r in wanted]

@@ -7,7 +7,7 @@ from lorakit.export.files import unsuited as unsuited_format
 from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.sampling.canvas import requests_over
-from lorakit.sampling.pictures import too_few_steps
+from lorakit.sampling.pictures import wrong_steps
 from lorakit.training import sharding
 
 # settings of `run` that are untried where a model is shared out
@@ -70,7 +70,7 @@ def _samples(recipe: Recipe, model: Description) -> list[str]:
         for name, side in (("width", asked.width), ("height", asked.height))
         if side is not None and side % model.drawing_multiple
     ]
-    wrong += too_few_steps("sample.steps", asked.steps, least=model.process.least_steps)
+    wrong += wrong_steps("sample.steps", asked.steps, model.process)
     needed = {"text": (), "inpaint": ("image", "mask"), "edit": ("image",)}[model.task]
     unshown = []
     for key, given in (("image", asked.image), ("mask", asked.mask)):

@@ -38,9 +38,7 @@ def survey_recipe(recipe: Recipe) -> Survey:
     kept = recipe.objective.preservation
     problems += _class_texts(recipe)
     if description:
-        problems += drawing_problems(
-            recipe, multiple=description.drawing_multiple, least_steps=description.process.least_steps
-        )
+        problems += drawing_problems(recipe, multiple=description.drawing_multiple, process=description.process)
         problems += of_another_task(recipe, description.task)
     with contextlib.closing(bar(unit="picture", label="reading")) as progress:
         found = survey(

@@ -97,6 +97,20 @@ def test_wrong_keys_values_and_kinds(fail: Fail, override: str, wanted: str) -> 
     assert wanted in fail(override)
 
 
+def test_training_sources_that_count_for_nothing(fail: Fail) -> None:
+    assert "give a training source a weight above 0" in fail("data.sources.0.weight=0")
+
+
+def test_more_steps_than_the_scheduler_has(fail: Fail, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "sample.steps = 1001: the model draws in 1000 steps at most" in fail(
+        "sample.prompts=['a']", "run.sample_every=1", "sample.steps=1001"
+    )
+    out = tmp_path / "drawn"
+    with pytest.raises(SystemExit):
+        main(["sample", str(sd.tiny().path), "--prompt", "a", "--steps", "1001", "--out", str(out)])
+    assert "--steps = 1001: the model draws in 1000 steps at most" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_base_that_lacks_a_component_or_holds_pickles(fail: Fail, tmp_path: Path) -> None:
     model = Path(shutil.copytree(sd.tiny().path, tmp_path / "model"))
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"

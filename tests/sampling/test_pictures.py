@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit.families import sd
+from lorakit.families import pixart, sd, sdxl
 from lorakit.sampling.pictures import Abandoned, Request, SampleSettings, draw, label, requests
 
 
@@ -31,6 +31,20 @@ def test_seed_prompt_and_negative_prompt_matter() -> None:
     assert pixels(Request("a", 1)) == plain
     others = [Request("b", 1), Request("a", 2), Request("a", 1, negative_prompt="c")]
     assert all(pixels(other) != plain for other in others)
+
+
+@pytest.mark.parametrize("family", [sd, sdxl, pixart])
+def test_a_side_that_is_not_given_is_the_models_own(family: Any) -> None:
+    model = family.tiny()
+    pipeline, given = model.live_pipeline(), model.drawing_multiple * 3
+
+    def size(**sides: int) -> tuple[int, int]:
+        return draw(pipeline, [Request("a", 1, **sides)], steps=2, guidance=1.0)[0].size
+
+    own = size()
+    assert given not in own
+    assert size(width=given) == (given, own[1])
+    assert size(height=given) == (own[0], given)
 
 
 def test_each_prompt_takes_the_next_seed() -> None:
