@@ -94,6 +94,14 @@ def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:
         )
 
 
+def refuse_file(folder: Path, *, key: str) -> None:
+    """Raises InputError if `folder`, the setting `key`, is a file or would lie in one."""
+    for path in (folder, *folder.parents):
+        if os.path.exists(path) and not os.path.isdir(path):
+            where = "" if path == folder else f": {printable(path.name)} in it"
+            raise InputError(f"{key} = {printable(folder)}{where} is a file: give a folder.")
+
+
 def fill_latents(
     cache: Cache,
     jobs: Sequence[tuple[str, str, Job]],

@@ -156,6 +156,19 @@ def test_a_cache_among_the_pictures(fail: Fail, photos: Path) -> None:
     assert sorted(photos.iterdir()) == before
 
 
+def test_a_cache_that_is_a_file(fail: Fail, recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = f"error: data.cache = {tmp_path}/file is a file: give a folder.\n"
+    assert said in fail(f"data.cache={tmp_path}/file") and said in fail("--dry-run", f"data.cache={tmp_path}/file")
+    below = fail(f"data.cache={tmp_path}/file/cache")
+    assert f"error: data.cache = {tmp_path}/file/cache: file in it is a file: give a folder.\n" in below
+    for verb in ("check", "cache"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, str(recipe), f"data.cache={tmp_path}/file"])
+        told = capsys.readouterr()
+        assert caught.value.code == 2 and said in told.err and "Ready to train" not in told.out
+
+
 def test_control_characters_in_names_are_escaped(fail: Fail, photos: Path) -> None:
     (photos / "\x1b[31mred\n.png").write_bytes(b"no picture")
     (photos / "\x1b[31mred\n.txt").write_text("x")
