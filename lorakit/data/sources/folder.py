@@ -24,7 +24,11 @@ PLUGINS = {
     ".heif": "pillow-heif",
     ".jxl": "pillow-jxl-plugin",
 }
-FOREIGN = frozenset({".jp2", ".psd", ".svg", ".tga", ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+_RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+FOREIGN = frozenset({".jp2", ".psd", ".svg", ".tga", ".ppm", ".ico", ".exr"} | _RAW)
+# what lies in many folders and is no loss
+_USUAL = frozenset({"thumbs.db", "desktop.ini", "readme", "readme.md", "license", "license.md"})
+_SHOWN = 5  # names of files that are left out
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -63,6 +67,27 @@ class _Folder:
     tables: list[str] = field(default_factory=list)
     pictures_of: dict[str, list[str]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)  # pictures that are named elsewhere and left out
+
+
+@dataclass
+class _Others:
+    """The files of a source that nothing is made of: how many, and the keys of the first."""
+
+    number: int = 0
+    keys: list[str] = field(default_factory=list)
+
+    def add(self, key: str) -> None:
+        self.number += 1
+        if len(self.keys) < _SHOWN:
+            self.keys.append(key)
+
+    def warning(self) -> str:
+        more = f" and {self.number - len(self.keys):,} more" if self.number > len(self.keys) else ""
+        files = "1 file is" if self.number == 1 else f"{self.number:,} files are"
+        return (
+            f"{files} left out, neither picture, caption, mask nor metadata by name ({', '.join(self.keys)}{more}): "
+            "rename what is a picture as its format wants, or convert it to png or jpg"
+        )
 
 
 @dataclass
@@ -105,7 +130,8 @@ class FolderStorage:
 
     def items(self, found: Found) -> Iterator[Item]:
         tables: list[_Table] = []
-        open_folders = [self._enter("", tables, found)]
+        others = _Others()
+        open_folders = [self._enter("", tables, others, found)]
         while open_folders:
             step = next(open_folders[-1], None)
             if step is None:
@@ -113,11 +139,13 @@ class FolderStorage:
             elif isinstance(step, Item):
                 yield step
             else:
-                open_folders.append(self._enter(step, tables, found))
+                open_folders.append(self._enter(step, tables, others, found))
+        if others.number:
+            found.warnings.append(f"data.sources.{self._index}: {others.warning()}")
 
-    def _enter(self, path: str, tables: list[_Table], found: Found) -> Iterator[Item | str]:
+    def _enter(self, path: str, tables: list[_Table], others: _Others, found: Found) -> Iterator[Item | str]:
         """The pictures of one folder and, in their places, the paths of its folders."""
-        folder = self._list(path, found)
+        folder = self._list(path, others, found)
         prefix = f"{path}/" if path else ""
         for name in folder.tables:
             tables += self._read_table(prefix, name, found)
@@ -137,7 +165,7 @@ class FolderStorage:
             label = self.label(table.path)
             found.problems += [f"{label}: {text}." for text in table.content.leftover()]
 
-    def _list(self, path: str, found: Found) -> _Folder:
+    def _list(self, path: str, others: _Others, found: Found) -> _Folder:
         folder = _Folder()
         prefix = f"{path}/" if path else ""
         readable = suffixes()
@@ -180,6 +208,8 @@ class FolderStorage:
                 found.bad(make_key(self._index, prefix + name), self.label(prefix + name), no_reader(suffix))
             elif suffix in FOREIGN:
                 found.warnings.append(f"{make_key(self._index, prefix + name)}: {not_read(suffix)}")
+            elif kind == stat.S_IFREG and name.lower() not in _USUAL:
+                others.add(make_key(self._index, prefix + name))
         # so the pictures of all folders come in the order of their escaped paths
         folder.entries.sort(key=lambda pair: pair[0])
         return folder

@@ -154,6 +154,36 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     assert found.warnings == ()
 
 
+def test_pictures_by_all_the_suffixes_of_their_formats(tmp_path: Path) -> None:
+    kinds = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.mpo": "MPO", "d.apng": "PNG", "e.PJPEG": "JPEG", "f.mpo": "JPEG"}
+    for seed, (name, kind) in enumerate(kinds.items()):
+        moving = {"save_all": True, "append_images": [noise(16, 12, 9)]} if kind != "JPEG" else {}
+        noise(16, 12, seed).save(tmp_path / name, format=kind, **moving)
+        (tmp_path / name).with_suffix(".txt").write_text("x")
+    (tmp_path / "f.txt").unlink()
+    found = good(tmp_path, default_caption="y")
+    assert [example.key[2:] for example in found.examples] == list(kinds) and found.warnings == ()
+    assert [example.captions for example in found.examples] == [("x",)] * 5 + [("y",)]
+
+
+def test_files_that_nothing_is_made_of_are_counted_and_some_named(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, {"a.png": (8, 8)})
+    for name in (".hidden.xyz", "Thumbs.db", "README.md", "metadata.csv", "z.PIC"):
+        (root / name).write_text("file_name,text\n" if name == "metadata.csv" else "?")
+    (root / "a folder.xyz").mkdir()
+    said = "neither picture, caption, mask nor metadata by name"
+    (warning,) = good(root).warnings
+    assert warning.startswith(f"data.sources.0: 1 file is left out, {said} (0/z.PIC): rename")
+    for number in range(6):
+        (root / "a folder.xyz" / f"{number}").write_text("?")
+    (warning,) = good(root).warnings
+    names = ", ".join(f"0/{name}" for name in ("z.PIC", *(f"a folder.xyz/{number}" for number in range(4))))
+    assert f": 7 files are left out, {said} ({names} and 2 more): rename" in warning
+    for name in ("r.orf", "r.RW2", "r.raf", "r.exr", "r.ico"):
+        (root / name).write_text("?")
+    assert sum("are not read: convert it" in text for text in good(root).warnings) == 5
+
+
 def test_warnings_name_what_is_left_over_or_doubled(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a.png": (8, 8), "sub/b.jpg": (8, 8), "b.png": (8, 8)})
     shutil.copy(root / "a.png", root / "copy.png")
