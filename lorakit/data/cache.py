@@ -94,12 +94,13 @@ def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:
         )
 
 
-def refuse_file(folder: Path, *, key: str) -> None:
-    """Raises InputError if `folder`, the setting `key`, is a file or would lie in one."""
+def refuse_cache(folder: Path, sources: Sequence[Path]) -> None:
+    """Raises InputError if `folder`, which data.cache names, is a file, would lie in one, or among the users' pictures."""
+    refuse_within(folder, sources, key="data.cache")
     for path in (folder, *folder.parents):
         if os.path.exists(path) and not os.path.isdir(path):
             where = "" if path == folder else f": {printable(path.name)} in it"
-            raise InputError(f"{key} = {printable(folder)}{where} is a file: give a folder.")
+            raise InputError(f"data.cache = {printable(folder)}{where} is a file: give a folder.")
 
 
 def fill_latents(

@@ -20,7 +20,7 @@ from lorakit.core.files import printable
 from lorakit.core.settings import Neutral, Settings
 from lorakit.core.types import Example, Place, Task
 from lorakit.data.buckets import Bucket, BucketSettings, bucket_ids, make_buckets, size_problem
-from lorakit.data.cache import default_folder, latent_key, refuse_file, refuse_within
+from lorakit.data.cache import default_folder, latent_key, refuse_cache
 from lorakit.data.captions import class_caption, draw_caption, variants
 from lorakit.data.cut import Cut, cuts, draw_cut, plain_cut
 from lorakit.data.examples import ROLES, Examples
@@ -288,8 +288,7 @@ def survey(
     except InputError as error:
         problems += error.problems
     try:
-        refuse_file(cache, key="data.cache")
-        refuse_within(cache, [Path(source.path) for source in settings.sources], key="data.cache")
+        refuse_cache(cache, [Path(source.path) for source in settings.sources])
     except InputError as error:
         problems += error.problems
     if settings.sources and all(source.role != "train" for source in settings.sources):
