@@ -95,7 +95,7 @@ def refuse_within(folder: Path, sources: Sequence[Path], *, key: str) -> None:
 
 
 def refuse_cache(folder: Path, sources: Sequence[Path]) -> None:
-    """Raises InputError if `folder`, which data.cache names, is a file, would lie in one, or among the users' pictures."""
+    """Raises InputError if `folder`, which data.cache names, is a file or in one, or lies among the users' pictures."""
     refuse_within(folder, sources, key="data.cache")
     for path in (folder, *folder.parents):
         if os.path.exists(path) and not os.path.isdir(path):

@@ -41,14 +41,21 @@ def replaced(old: str, new: str, *, regex: bool) -> Edit:
     return lambda line: found.sub(put, line)
 
 
-def with_tag(tag: str, *, first: bool) -> Edit:
-    """Puts `tag` behind, or before, all others of a caption that lacks it."""
+def with_tag(text: str, *, first: bool) -> Edit:
+    """Puts the tags of `text`, which commas part, behind or before all others of a caption that lacks them.
+
+    InputError where one is empty or holds the bars that tags stand between.
+    """
+    wanted = list(dict.fromkeys(tag.strip() for tag in text.split(",")))
+    if "" in wanted or "|||" in text:
+        raise InputError(f"--add-tag {printable(text)!r}: write tags with commas between, none empty and without |||.")
 
     def edit(line: str) -> str:
         tags = [part.strip() for part in _PARTS.split(line)]
-        if not line.strip() or tag in tags:
+        lacking = ", ".join(tag for tag in wanted if tag not in tags)
+        if not lacking:
             return line
-        return f"{tag}, {line}" if first else f"{line}, {tag}"
+        return f"{lacking}, {line}" if first else f"{line}, {lacking}"
 
     return edit
 
@@ -58,9 +65,12 @@ def without_tag(wanted: str) -> Edit:
 
     def edit(line: str) -> str:
         parts = _PARTS.split(line)
+        unwanted = [fnmatchcase(tag.strip().lower(), wanted.strip().lower()) for tag in parts[::2]]
+        if not any(unwanted):
+            return line
         kept: list[str] = [""]  # separators and tags in turn, a separator before each tag
-        for separator, tag in zip(["", *parts[1::2]], parts[::2]):
-            if not fnmatchcase(tag.strip().lower(), wanted.strip().lower()):
+        for separator, tag, out in zip(["", *parts[1::2]], parts[::2], unwanted):
+            if not out:
                 kept += [separator, tag]
             elif separator == "|||":
                 kept += [separator, ""]
@@ -119,6 +129,8 @@ def _change(file: str, text: str, edits: Sequence[Edit]) -> Change | None:
 
 
 def _edited(line: str, edits: Sequence[Edit]) -> str:
+    if not line.strip():  # no caption
+        return line
     new = line
     for edit in edits:
         new = edit(new)

@@ -32,6 +32,7 @@ def root(tmp_path: Path) -> Path:
         ("a", "a ||| c, d", "||| c, d"),
         ("d", "a (d:1.2), {d|e}", "a (d:1.2), {d|e}"),
         ("x", "nothing , to, take", "nothing , to, take"),
+        ("x", "nothing to take,  ", "nothing to take,  "),
         ("a", "a", ""),
     ],
 )
@@ -41,7 +42,20 @@ def test_a_tag_is_taken_out_and_the_rest_stays(wanted: str, line: str, left: str
 
 def test_a_tag_is_added_once() -> None:
     assert with_tag("x", first=False)("a, b") == "a, b, x" and with_tag("x", first=True)("a") == "x, a"
-    assert with_tag("b", first=True)("a, b") == "a, b" and with_tag("x", first=True)("") == ""
+    assert with_tag("b", first=True)("a, b") == "a, b"
+    assert with_tag("b, c,x, c", first=False)("a, c") == "a, c, b, x" and with_tag("x, y", first=True)("a") == "x, y, a"
+    for text in ("", " ", "a,,b", "a,", "a ||| b"):
+        with pytest.raises(InputError, match="--add-tag"):
+            with_tag(text, first=True)
+
+
+def test_a_blank_text_is_no_caption_to_change(root: Path) -> None:
+    for name, blank in (("a.txt", "  \n"), ("sub/b.txt", "\ufeff \n\nblue bird")):
+        (root / name).write_text(blank)
+    assert changes(root, [without_tag("sky")]) == []
+    (root / "c.json").unlink()
+    (change,) = changes(root, [replaced(" ", "-", regex=False)])
+    assert change.after == " \n\nblue-bird" and change.lines == (("blue bird", "blue-bird"),)
 
 
 def test_what_would_change_is_shown_and_then_made_and_undone(root: Path) -> None:
