@@ -22,12 +22,14 @@ from lorakit.data.sources.folder import FolderStorage, split_name
 class Work:
     """`todo` are pictures to write captions for, one for each file that they go into; `there` have captions already.
 
+    `empty` are text files without a caption, which are left as they are: training does not take them.
     `problems` name what cannot be done. `kept` is what is written over.
     """
 
     todo: tuple[Item, ...]
     there: int
     problems: tuple[str, ...]
+    empty: tuple[str, ...] = ()
     kept: undo.Kept | None = None
 
 
@@ -77,7 +79,9 @@ def work(folder: Path, *, overwrite: bool, made_by: str) -> Work:
             kept = undo.keep(folder, texts, made_by=made_by, finished=False)
         todo |= over
     ordered = tuple(sorted(todo.values(), key=lambda item: item.name))
-    return Work(ordered, len(by_file) - len(ordered), tuple(problems), kept)
+    left = {file: item for file, item in by_file.items() if file not in todo}
+    empty = tuple(sorted(file for file, item in left.items() if not any(item.captions)))
+    return Work(ordered, len(left) - len(empty), tuple(problems), empty, kept)
 
 
 def sidecar(item: Item) -> str:

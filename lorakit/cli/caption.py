@@ -72,6 +72,12 @@ def run(args: argparse.Namespace) -> None:
         return  # a launcher would end the first process, which has yet to say what is wrong, when another ends with 2
     there = f", {done.there:,} had some already" if done.there else ""
     print(f"{printable(args.folder)}: captions of {done.written:,} pictures written{there}")
+    if done.empty:
+        more = f" and {len(done.empty) - 5:,} more" if len(done.empty) > 5 else ""
+        print(
+            f"Empty text files, which training refuses: {', '.join(map(printable, done.empty[:5]))}{more}. "
+            "Write a caption into them, or remove them, or add --overwrite."
+        )
     if done.undo is not None:
         print(f"What was written over: {printable(done.undo)} (lorakit captions DIR --undo)")
     sys.stdout.flush()  # before the message that comes on stderr

@@ -7,7 +7,8 @@
   lorakit captions photos --replace "a dog" "qzx dog" --remove-tag "*background" --add-tag photo
 
 Changes are shown and not made, unless --apply is there. What they change is kept in a hidden file of the folder;
---undo puts it back (--undo FILE: that of another change than the last).
+--undo puts it back (--undo FILE: that of another change than the last). What cannot be read is named after what can
+be, with exit code 2; nothing is changed then.
 """
 
 import argparse
@@ -132,6 +133,9 @@ def _look(args: argparse.Namespace) -> None:
         _similar(looked)
     if args.base:
         _tokens(looked)
+    if looked.problems:
+        sys.stdout.flush()  # before the message that comes on stderr
+        raise InputError(looked.problems)
 
 
 def _table(looked: "Looked") -> None:
@@ -149,7 +153,7 @@ def _count(looked: "Looked", args: argparse.Namespace) -> None:
     captions = [line.text for line in looked.lines if line.text]
     counts = sorted(getattr(count, args.count)(captions).items(), key=lambda pair: (-pair[1], pair[0]))
     if not counts:
-        raise InputError(f"{printable(args.folder)}: its pictures have no captions to count in.")
+        raise InputError([f"{printable(args.folder)}: its pictures have no captions to count in.", *looked.problems])
     shown = counts[: 2 * _LINES]
     width = min(40, max(len(printable(name)) for name, _ in shown))
     solid = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"

@@ -24,13 +24,14 @@ from lorakit.training.processes import Runtime, bar
 class Captioned:
     """So many pictures got captions, so many others had some; `problems` name those that could not get any.
 
-    `undo` is the file that keeps what was written over.
+    `undo` is the file that keeps what was written over, `empty` are text files without a caption that were left.
     """
 
     written: int
     there: int
     problems: tuple[str, ...]
     undo: Path | None
+    empty: tuple[str, ...] = ()
 
 
 def caption(folder: Path, writers: Sequence[WriterSettings], *, overwrite: bool = False) -> Captioned:
@@ -43,7 +44,7 @@ def caption(folder: Path, writers: Sequence[WriterSettings], *, overwrite: bool 
     with watched() as interrupt, Runtime("fp32", folder=folder) as runtime:
         todo = on_first_rank(lambda: _begin(folder, writers, overwrite=overwrite))
         if not todo.todo:
-            return Captioned(0, todo.there, todo.problems, None)
+            return Captioned(0, todo.there, todo.problems, None, todo.empty)
         writer = together(lambda: captioning.load_writers(writers, root=folder, device=runtime.device))
         problems, written = list(todo.problems), 0
         with contextlib.closing(bar(unit="picture", label="captioning", total=len(todo.todo))) as progress:
@@ -59,7 +60,7 @@ def caption(folder: Path, writers: Sequence[WriterSettings], *, overwrite: bool 
                 progress.update(len(turn))
         if (kept := todo.kept) is not None:
             on_first_rank(lambda: finish(kept))
-        return Captioned(written, todo.there, tuple(problems), kept.file if kept else None)
+        return Captioned(written, todo.there, tuple(problems), kept.file if kept else None, todo.empty)
 
 
 def _begin(folder: Path, writers: Sequence[WriterSettings], *, overwrite: bool) -> Work:

@@ -24,11 +24,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Looked:
-    """All captions, and with a base how many tokens it reads and what it makes of the trigger word."""
+    """All captions that can be read, and with a base how many tokens it reads and what it makes of the trigger word.
+
+    `problems` name what cannot be read; its pictures have no line.
+    """
 
     lines: tuple[Line, ...]
     token_limit: int | None = None
     trigger: Trigger | None = None
+    problems: tuple[str, ...] = ()
 
     @property
     def too_long(self) -> list[Line]:
@@ -40,27 +44,29 @@ class Looked:
 def look(folder: Path, *, base: str | None = None, family: str | None = None, word: str | None = None) -> Looked:
     """Reads the captions in `folder`; a model's tokens are counted as its family counts them.
 
-    Raises InputError where there are no pictures or a caption cannot be read.
+    Raises InputError where there are no pictures or nothing of them can be read.
     """
-    texts = _texts(folder)
+    texts, problems = _texts(folder)
     if base is None:
-        return Looked(tuple(Line(picture, text) for picture, text in texts))
+        return Looked(tuple(Line(picture, text) for picture, text in texts), problems=problems)
     quiet_libraries()
     model = families.describe(family or families.named_at(base), base)
     count = lru_cache(maxsize=1 << 16)(model.count_tokens)
     said = None
     if word is not None:
         said = trigger(word, families.tokenizers(base))
-    return Looked(tuple(Line(picture, text, count(text)) for picture, text in texts), model.token_limit, said)
+    lines = tuple(Line(picture, text, count(text)) for picture, text in texts)
+    return Looked(lines, model.token_limit, said, problems)
 
 
-def _texts(folder: Path) -> Sequence[tuple[str, str]]:
+def _texts(folder: Path) -> tuple[Sequence[tuple[str, str]], tuple[str, ...]]:
     items, problems = listed(folder)
     problems += [problem for item in items for problem in item.problems]
-    if problems:
+    sound = [item for item in items if not item.problems]
+    if not sound:
         raise InputError(problems)
     found = []
-    for item in items:
+    for item in sound:
         lines = [line.strip() for text in item.captions for line in text.splitlines() if line.strip()]
         found += [(printable(item.name), line) for line in lines or [""]]
-    return found
+    return found, tuple(dict.fromkeys(problems))

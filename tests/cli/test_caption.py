@@ -52,8 +52,13 @@ def test_templates_settings_files_and_overrides(run: Run, photos: Path, tmp_path
     assert (photos / "01.txt").read_text() == "qzx an photos here\n"
     code, out, _ = run("--template", "x")
     assert code == 0 and "0 pictures written, 3 had some already" in out
+    (photos / "00.txt").write_text(" \n")
+    (photos / "02.txt").write_text("")
+    code, out, _ = run("--template", "x")
+    assert code == 0 and "0 pictures written, 1 had some already\nEmpty text files" in out
+    assert "refuses: 00.txt, 02.txt. Write" in out
     code, out, _ = run("--template", "x", "--overwrite")
-    assert code == 0 and ".captions-undo-" in out and (photos / "01.txt").read_text() == "x\n"
+    assert code == 0 and "Empty" not in out and ".captions-undo-" in out and (photos / "01.txt").read_text() == "x\n"
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs at {PHOTOS}")

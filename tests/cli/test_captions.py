@@ -100,6 +100,13 @@ def test_bad_input_is_one_message(run: Run, words: list[str], said: str) -> None
 def test_captions_that_cannot_be_read(run: Run, photos: Path) -> None:
     (photos / "01.txt").write_bytes("x".encode("utf-16"))
     for words in ([], ["--add-tag", "x", "--apply"]):
-        code, _, err = run(*words)
-        assert code == 2 and "UTF-16" in err
+        code, out, err = run(*words)
+        assert code == 2 and err.count("UTF-16") == 1
+        assert ("00.png  circle, blue" in out and "01.png" not in out) == (not words)
     assert (photos / "00.txt").read_text() == "circle, red\ncircle, blue"
+    code, out, err = run("--count", "--similar", "--base", "embedded")
+    assert code == 2 and "      2  circle" in out and "No two captions" in out and "1 of 3 captions" in out
+    for name in ("00", "02"):
+        (photos / f"{name}.txt").write_bytes("x".encode("utf-16"))
+    code, out, err = run()
+    assert code == 2 and out == "" and err.count("UTF-16") == 3
