@@ -45,7 +45,7 @@ def sha256_of_unchanged(path: Path) -> str:
     kept = user_folder() / "digests" / hashlib.sha256(os.fsencode(place)).hexdigest()
     with contextlib.suppress(OSError, ValueError):
         known, digest = kept.read_text(encoding="ascii").split()
-        if known == stamp and len(digest) == 64:
+        if known == stamp and len(bytes.fromhex(digest)) == 32:
             return digest
     digest = sha256_file(path)
     if changed_at(stamp) <= began - RACY_NS and stamp_of(path.stat()) == stamp:

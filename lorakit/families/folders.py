@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit.core.digests import sha256_of_unchanged
+from lorakit.core.digests import sha256_of_unchanged, stamp_of
 from lorakit.core.embedded import embedded
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
@@ -247,15 +247,14 @@ def fingerprint(*folders: Path) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else [folder]:
-            about = file.stat()
-            own = _digest(file, about.st_size, about.st_mtime_ns)
+            own = _digest(file, stamp_of(file.stat()))
             digest.update(f"{folder.name}/{file.relative_to(folder)}:{own}\n".encode())
     return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(file: Path, size: int, changed: int) -> str:
-    """Of a file as it is, which several ask for."""
+def _digest(file: Path, stamp: str) -> str:
+    """Of a file as it is, which several ask for; `stamp` says when it is another."""
     return sha256_of_unchanged(file)
 
 

@@ -99,7 +99,7 @@ def dry_step(
                     report = _measured(trainee, batch, kept, count=count, state_size=state_size)
             if allowed is not None and report is not None and (report.peak_bytes or 0) > allowed:
                 failure = _too_large(trainee, batch, kept.bytes, peak=report.peak_bytes)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, AssertionError) as error:
             failure = _too_large(trainee, batch, kept.bytes) if memory.is_lack(error) else _problem(error)
             if failure is None:
                 raise

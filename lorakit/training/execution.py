@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Literal
 
 import torch
@@ -155,7 +156,11 @@ def explained(error: BaseException) -> str | None:
     """What a person can do about an `error` of these, or None."""
     if "No viable backend" in str(error) or "No available kernel" in str(error):
         return "run.attention: torch has no such kernel for this model on this device: choose another, or leave it out."
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    if "mixed dtype (CPU)" in str(error):
+        return "model.dtype: a CPU does not compute with weights in it at this run.precision: leave it out."
+    of_compiler = any("_inductor" in frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    of_code = isinstance(error, AssertionError) and of_compiler  # what it has made does not agree with itself
+    if of_code or type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         said = str(error).strip().partition("\n")[0]
         return f"run.compile: torch could not compile this model's blocks here ({said}): leave it out."
     return None

@@ -1,6 +1,7 @@
 """The run's folder: taken by one run at a time, from its very start, and told how the run ended."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import IO
 
 from lorakit.core.errors import InputError, StorageError
-from lorakit.core.files import litter, make_folder, printable, storage_errors, write_json
+from lorakit.core.files import json_bytes, litter, make_folder, printable, storage_errors, write_json
 
 log = logging.getLogger("lorakit")
 
 SIGNS_OF_A_RUN = ("recipe.toml", "metrics.jsonl", "checkpoints", "adapter.safetensors")
 _WRITTEN = ("", "checkpoints", "adapters", "samples", "samples/step-*")  # folders in which a kill may leave litter
 
+_ROOM = 4096  # bytes of the file `lock`: for how a run ended, if a full disk has none
 _PATIENCE = 10.0  # seconds that a killed run has for its loader workers to end
 
 
@@ -95,7 +97,7 @@ class RunFolder:
         assert self._lock is not None
         with storage_errors(self.path / "lock"):
             self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
+            self._lock.write(f"{os.getpid()}\n".ljust(_ROOM))
             self._lock.flush()
 
     def release(self, *, code: int, reason: str) -> None:
@@ -108,11 +110,25 @@ class RunFolder:
         try:
             if self._begun():
                 self._clear()  # a signal's exception may have come between a file's making and its removal
-                write_json(self.path / "exit.json", {"code": code, "reason": reason})
+                ending = {"code": code, "reason": reason}
+                try:
+                    write_json(self.path / "exit.json", ending)
+                except StorageError:
+                    self._end_in_the_lock(json_bytes(ending))
         except (StorageError, OSError) as error:
             log.warning("%s", error)
         finally:
             self._leave()
+
+    def _end_in_the_lock(self, ending: bytes) -> None:
+        """On a full disk: its file is there already, and has room."""
+        with storage_errors(self.path / "exit.json"):
+            if len(ending) > _ROOM:
+                raise OSError(errno.ENOSPC, "no room")
+            with open(self.path / "lock", "r+b") as file:
+                file.write(ending)
+                file.truncate()
+            os.replace(self.path / "lock", self.path / "exit.json")
 
     def _begun(self) -> bool:
         return any((self.path / name).exists() for name in SIGNS_OF_A_RUN)

@@ -1,7 +1,9 @@
-"""That all processes of a launch read the same recipe: each reads the file, and the command, of its own machine."""
+"""That all processes of a launch have the same recipe and model: each reads the files, and the command, of its own
+machine."""
 
 from lorakit.core.errors import InputError
-from lorakit.core.processes import gather_objects, together
+from lorakit.core.processes import gather_objects, on_each_rank, together
+from lorakit.families.protocol import Family
 from lorakit.recipe import Recipe, flat
 
 
@@ -24,3 +26,19 @@ def refuse_unlike(recipe: Recipe) -> None:
             raise InputError([*problems.values()])
 
     together(check)
+
+
+def base_of(family: Family) -> dict[str, str]:
+    """What the base is, by its parts: the digest of each part's files and of how they are read."""
+    return {part: family.fingerprint(part) for part in (*family.components, "scheduler")}
+
+
+def refuse_unlike_base(family: Family) -> None:
+    """Raises InputError on all ranks, with the parts of the model that one of them has otherwise than the first."""
+    first, *others = on_each_rank(lambda: base_of(family))
+    for number, other in enumerate(others, start=1):
+        if unlike := [part for part in first if first[part] != other.get(part)]:
+            raise InputError(
+                f"model.path: the files of {', '.join(unlike)} are not the same for process {number} as for the first: "
+                "give every machine the same model."
+            )

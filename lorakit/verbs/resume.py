@@ -17,10 +17,12 @@ from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.settings import did_you_mean
 from lorakit.data.dataset import Dataset
 from lorakit.data.marks import changes
+from lorakit.families.protocol import Family
 from lorakit.optimizers.schedules import depends_on_total
 from lorakit.recipe import Recipe, apply_override, build, changed_keys, flat, known_keys, neutral_keys
 from lorakit.training import checkpoint
 from lorakit.training.checkpoint import Checkpoint
+from lorakit.verbs.alike import base_of
 
 log = logging.getLogger("lorakit")
 
@@ -124,6 +126,17 @@ def refuse_other_run(recipe: Recipe, found: Checkpoint, *, allow: Sequence[str])
 
 def _allowed(key: str, allow: Sequence[str]) -> bool:
     return any(key == a or key.startswith(f"{a}.") for a in allow)
+
+
+def refuse_other_base(family: Family, found: Checkpoint, *, allow: Sequence[str]) -> None:
+    """Raises InputError where the model's files are not those that the checkpoint was trained on, nor may be others."""
+    before, after = found.state.get("base", {}), base_of(family)
+    unlike = [part for part in before if before[part] != after.get(part)]
+    if unlike and not any(key == "model" or key.startswith("model.") for key in allow):
+        raise InputError(
+            f"model.path: the files of {', '.join(unlike)} are not those that this run was started with: put them "
+            "back, start a new run, or say --allow-change model.path."
+        )
 
 
 def refuse_other_data(data: Dataset, found: Checkpoint, output: Path) -> None:

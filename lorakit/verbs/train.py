@@ -28,8 +28,9 @@ from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.files import DTYPES, read_file
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
-from lorakit.training.dry import DryReport, TooLarge, dry_step, told
+from lorakit.training.dry import DryReport, dry_step, told
 from lorakit.training.engines import zero_stage
+from lorakit.training.execution import explained
 from lorakit.training.folder import RunFolder
 from lorakit.training.interrupt import Interrupt, watched
 from lorakit.training.keeper import Keeper
@@ -37,7 +38,7 @@ from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
 from lorakit.training.processes import Runtime, bar, resolve_precision
 from lorakit.training.step import Trainee
-from lorakit.verbs.alike import refuse_unlike
+from lorakit.verbs.alike import base_of, refuse_unlike
 from lorakit.verbs.class_pictures import draw_missing
 from lorakit.verbs.fit import budget, fitted
 from lorakit.verbs.measured import measured_sets, refuse_misread, validation_of
@@ -47,6 +48,7 @@ from lorakit.verbs.resume import (
     binding,
     newest_checkpoint,
     recipe_of,
+    refuse_other_base,
     refuse_other_data,
     refuse_other_run,
     with_global_batch,
@@ -151,6 +153,8 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
             taken = None
             with _begun(recipe, output, data, data_report, resumed=resumed), interrupt.ending():
                 trainee, loader = prepared(recipe, data, runtime, found, interrupt)
+                if found:
+                    refuse_other_base(trainee.family, found, allow=allow)
                 # what does not fit into memory fails here, or, on a CPU, in a first step that is as large
                 later = runtime.device.type == "cpu" and recipe.run.fit is None and world() == 1
                 if first_step < last_step and not (later and loader.is_largest(first_step)):
@@ -175,6 +179,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 "steps_per_epoch": data.plan.steps_per_epoch,
                 "digest": data.plan.digest(),
                 "settings": binding(recipe),
+                "base": base_of(trainee.family) if rank() == 0 else {},
             },
             trainee=trainee,
             runtime=runtime,
@@ -188,7 +193,7 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
         )
         try:
             report = _loop(recipe, trainee, loader, keeper, interrupt, first_step=first_step, last_step=last_step)
-        except TooLarge:
+        except InputError:
             if rank() == 0 and not resumed and not (output / "metrics.jsonl").exists():
                 _forget(output)
             raise
@@ -220,8 +225,12 @@ def _loop(
                 hooks=keeper,
                 interrupt=interrupt,
             )
-    except (RuntimeError, MemoryError) as error:
-        if world() > 1 or not is_lack(error):  # other ranks wait
+    except (RuntimeError, MemoryError, AssertionError) as error:
+        if world() > 1:  # others wait
+            raise
+        if problem := explained(error):
+            raise InputError(problem) from error
+        if not is_lack(error):
             raise
     finally:  # a run that fails leaves its last lines too
         keeper.flush()
@@ -372,9 +381,11 @@ def _begun(recipe: Recipe, output: Path, data: Dataset, report: DataReport, *, r
     try:
         on_first_rank(write)
         yield
-    except Exception:
+    except Exception as error:
         if rank() == 0 and not resumed:
             _forget(output)
+        if problem := explained(error):
+            raise InputError(problem) from error
         raise
 
 

@@ -36,6 +36,7 @@ from lorakit.training.offload import Offload, some_of, to_gpu
 from lorakit.training.processes import Runtime
 from lorakit.training.step import Trainee
 from lorakit.training.warm import warm_start
+from lorakit.verbs.alike import refuse_unlike_base
 
 log = logging.getLogger("lorakit")
 
@@ -67,6 +68,7 @@ def prepared(
         return make_trainee(recipe, data, family, adapted, runtime, found)
 
     family, adapted = together(read)  # memory that one rank lacks is a matter of all
+    refuse_unlike_base(family)
     interrupt.check()
     loader = _loader(recipe, data, family, interrupt, runtime.device, text_encoders_adapted=encoding)
     trainee = together(placed)

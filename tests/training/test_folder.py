@@ -18,7 +18,7 @@ from lorakit.training.folder import SIGNS_OF_A_RUN, RunFolder
 
 def test_taken_and_released(tmp_path: Path) -> None:
     folder = RunFolder.fresh(tmp_path / "run")
-    assert (tmp_path / "run" / "lock").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / "run" / "lock").read_text().split() == [f"{os.getpid()}"]
     (tmp_path / "run" / "recipe.toml").touch()
     folder.release(code=0, reason="done")
     assert json.loads((tmp_path / "run" / "exit.json").read_text()) == {"code": 0, "reason": "done"}
@@ -97,6 +97,19 @@ def test_a_run_that_did_not_begin_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in (path / "x").iterdir()) == ["exit.json", "recipe.toml"]
 
 
+def test_how_a_run_ended_is_told_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.fresh(tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").touch()
+
+    def full(path: Path, value: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("lorakit.training.folder.write_json", full)
+    folder.release(code=4, reason="the disk is full")
+    assert json.loads((tmp_path / "run" / "exit.json").read_text()) == {"code": 4, "reason": "the disk is full"}
+    assert not (tmp_path / "run" / "lock").exists()
+
+
 def test_a_lock_that_its_owner_removes_meanwhile_is_not_held_by_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +152,7 @@ def test_a_full_disk_at_the_end_hides_nothing_and_gives_the_folder_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
+        patch.setattr(os, "replace", full)
         folder.release(code=4, reason="full")
     assert "disk is full" in caplog.text and [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
     RunFolder.existing(tmp_path)

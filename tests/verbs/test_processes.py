@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from lorakit.cli.main import main
+from lorakit.core.errors import InputError
 from lorakit.recipe import Recipe
 from lorakit.training.validation import curves
+from lorakit.verbs.alike import base_of, refuse_unlike_base
 from lorakit.verbs.train import train
 from tests.verbs.conftest import in_processes
 
@@ -79,6 +81,24 @@ def test_processes_with_unlike_recipes_are_refused(
     assert said.count("error: ") == 1 and "optimizer.lr is 0.01 in the first process and 0.5 in process 1" in said
     assert 'sample.negative_prompt is "" in the first process and "red"' in said and "run.output" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_unlike_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Base:
+        components = dict.fromkeys(("unet", "vae"))
+
+        def __init__(self, unet: str) -> None:
+            self.unet = unet
+
+        def fingerprint(self, part: str) -> str:
+            return self.unet if part == "unet" else "same"
+
+    both = [base_of(Base("a")), base_of(Base("b"))]  # type: ignore[arg-type]
+    monkeypatch.setattr("lorakit.verbs.alike.on_each_rank", lambda action: both)
+    with pytest.raises(InputError, match=r"model\.path: the files of unet are not the same for process 1"):
+        refuse_unlike_base(Base("a"))  # type: ignore[arg-type]
+    both[1] = both[0]
+    refuse_unlike_base(Base("a"))  # type: ignore[arg-type]
 
 
 # a launcher ends all processes as soon as one has ended: what all have met, rank 0 must have said by then

@@ -236,6 +236,35 @@ def test_a_checkpoint_of_another_run_is_refused(make_recipe: Make) -> None:
     assert resume(run, allow=["optimizer.lr", "run.seed"]).steps == 3
 
 
+@pytest.mark.parametrize(
+    "part", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_resume_on_another_base_is_refused(part: str, make_recipe: Make, tmp_path: Path) -> None:
+    model = shutil.copytree(sd.tiny().path, tmp_path / "model")
+    run = train(make_recipe("run", f"model.path={model}", "run.steps=3")).output
+    before = (model / part).stat()
+    data = bytearray((model / part).read_bytes())
+    data[-1] = ord(" ") if part.endswith("json") else data[-1] ^ 1
+    (model / part).write_bytes(data)
+    os.utime(model / part, ns=(before.st_atime_ns, before.st_mtime_ns))
+    more = ["run.steps=6"], ["run.steps"]
+    with pytest.raises(InputError, match=rf"model\.path: the files of {part.partition('/')[0]} are not those"):
+        resume(run, overrides=more[0], allow=more[1])
+    assert resume(run, overrides=more[0], allow=[*more[1], "model.path"]).steps == 6
+    assert resume(run).steps == 6, "from now on it is the run's own"
+
+
+def test_a_kernel_that_is_not_to_be_had_is_told_and_leaves_no_run(make_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.attention: torch has no such kernel"):
+        train(make_recipe("run", "run.attention=efficient"))
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+def test_weights_that_a_cpu_does_not_compute_with_are_told(make_recipe: Make) -> None:
+    with pytest.raises(InputError, match=r"model\.dtype: a CPU does not compute"):
+        train(make_recipe("run", "model.dtype=fp16", "run.precision=bf16"))
+
+
 def test_sizes_that_the_model_does_not_draw_are_refused(make_recipe: Make) -> None:
     with pytest.raises(InputError, match=r"sample.width = 33.*multiples of 8"):
         train(make_recipe("run", "sample.width=33"))
