@@ -71,7 +71,7 @@ def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str
     """
     try:
         # as JSON, since TOML like JSON has one kind of list, which strict validation takes for tuples only there
-        return settings.model_validate_json(json.dumps(values, default=str))
+        return settings.model_validate_json(json.dumps(_with_kinds(settings, values), default=str))
     except ValidationError as error:
         found: dict[str, list[str]] = {}  # a value that may be of several types is wrong for each of them
         for one in error.errors():
@@ -80,6 +80,18 @@ def validate(settings: type[S], values: dict[str, Any], *, where: str, name: str
         raise InputError(
             [key + ", or ".join([*(w.rstrip(".") for w in o), w]) for key, (*o, w) in found.items()]
         ) from None
+
+
+def _with_kinds(settings: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the default's kind in tables that name none and hold settings of that kind alone."""
+    named = {}
+    for name, field in settings.model_fields.items():
+        table, chooser, usual = values.get(name), field.discriminator, field.default
+        if not isinstance(table, dict) or not isinstance(chooser, str) or not isinstance(usual, Settings):
+            continue
+        if chooser not in table and table.keys() <= type(usual).model_fields.keys():
+            named[name] = {chooser: getattr(usual, chooser), **table}
+    return {**values, **named}
 
 
 def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> tuple[str, str]:
@@ -92,7 +104,11 @@ def _explain(settings: type[Settings], error: Any, *, where: str, name: str) -> 
     if kind == "extra_forbidden":
         known = sorted({field for model in models for field in model.model_fields})
         return f"{key} is not a setting of {name}.", did_you_mean(path[-1], known)
-    if kind in ("missing", "union_tag_not_found"):
+    if kind == "union_tag_not_found":
+        tables = [inner for model in models for inner in _models(model.model_fields[path[-2]].annotation)]
+        kinds = [str(word) for table in tables for word in get_args(table.model_fields[path[-1]].annotation)]
+        return f"{key} is missing: it is one of {', '.join(kinds)}.", ""
+    if kind == "missing":
         return f"{key} is missing: {name} needs it.", ""
     if kind == "union_tag_invalid":
         known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]

@@ -80,7 +80,7 @@ def test_optional_and_repeated_sections_suggest_too():
         ({"kind": "min_snr", "gama": 1.0}, "adapter.weighting.gama is not a setting of lora. Did you mean gamma?"),
         ({"kind": "min_snr", "gamma": 0}, "adapter.weighting.gamma = 0: input should be greater than 0."),
         ({"kind": "minsnr"}, "adapter.weighting.kind = 'minsnr' is not known. Did you mean min_snr?"),
-        ({"gamma": 1.0}, "adapter.weighting.kind is missing: lora needs it."),
+        ({"gamma": 1.0}, "adapter.weighting.kind is missing: it is one of none, min_snr."),
     ],
 )
 def test_a_section_whose_kind_chooses_its_settings(weighting, problem):
