@@ -78,6 +78,20 @@ def test_an_empty_path_is_no_name_of_the_current_folder(tmp_path: Path, monkeypa
         load_recipe(write(tmp_path, '[[data.sources]]\npath = "p"\n[data]\ncache = ""\n'))
 
 
+@pytest.mark.parametrize("fit", ["0GB", "1MB", "8 GB"])
+def test_an_amount_of_memory_is_above_0_and_in_gigabytes(fit: str) -> None:
+    (problem,) = problems({**SOURCE, "run": {"output": "/o", "fit": fit}})
+    assert problem == f'run.fit: {fit!r} is no amount of memory: write "auto", or more than 0 like "8GB" or "7.5GB".'
+    assert build({**SOURCE, "run": {"output": "/o", "fit": "0.5GB"}}).run.fit == "0.5GB"
+
+
+def test_a_table_without_a_kind_is_of_the_default_one_where_it_has_its_settings() -> None:
+    made = build({**SOURCE, "objective": {"timesteps": {"min": 0.5}, "loss": {}}}).objective
+    assert (made.timesteps.kind, made.timesteps.min, made.loss.kind) == ("uniform", 0.5, "mse")
+    (problem,) = problems({**SOURCE, "objective": {"weighting": {"gamma": 5.0}}})
+    assert problem.startswith("objective.weighting.kind is missing: it is one of none, min_snr, ")
+
+
 def test_no_sources_is_an_error() -> None:
     assert "data.sources is missing" in problems({"run": {"output": "/o"}})[0]
 

@@ -80,8 +80,8 @@ class Settings(_Part):
     kind: Literal["lora"] = "lora"
     """Low-rank adapters on linear and convolution layers."""
     init_from: str | None = None
-    """An adapter file or peft folder of the same layers, rank and alpha whose weights the training starts from (not the
-    way to go on with a run: that is --resume). Left out: a fresh adapter."""
+    """An adapter file, peft folder or run of the same layers, rank and alpha whose weights the training starts from
+    (not the way to go on with a run: that is --resume). Left out: a fresh adapter."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps high ranks learning."""
     fused: bool = True

@@ -68,6 +68,10 @@ def _day(text: str) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.out.exists():
         raise InputError(f"--out {printable(args.out)} exists already: choose another name.")
+    folder = args.format == "peft"
+    if (args.out.suffix == ".safetensors") == folder:
+        what = "the format peft is a folder: leave .safetensors out" if folder else "a file's name ends in .safetensors"
+        raise InputError(f"--out {printable(args.out)}: {what}.")
     if args.family is not None and args.base is None:
         raise InputError("--family says what --base is: give --base too.")
     from lorakit.core.quiet import quiet_libraries

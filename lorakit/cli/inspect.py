@@ -26,7 +26,7 @@ _LISTED = 20  # of a list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", nargs="?", type=Path, help="an adapter file or a peft folder")
+    parser.add_argument("file", metavar="FILE", nargs="?", type=Path, help="an adapter file, a peft folder or a run")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
         "--timesteps", action="store_true", help="FILE is a recipe: how often and how much each t counts"
@@ -55,9 +55,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _adapter(args: argparse.Namespace) -> None:
+    if args.file.suffix == ".toml":
+        raise InputError(f"{printable(args.file)} is a recipe: say --timesteps to see those that it trains.")
+    from lorakit.export.adapter import source_of
     from lorakit.export.heat import heat_map
     from lorakit.export.survey import inspect_adapter
 
+    args.file = source_of(args.file)
     found = inspect_adapter(args.file)
     print(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else "\n".join(_lines(found, args.file)))
     if args.out:
@@ -97,6 +101,7 @@ def _lines(found: "Survey", file: Path) -> Iterator[str]:
 
 
 def _diff(args: argparse.Namespace) -> None:
+    from lorakit.export.adapter import source_of
     from lorakit.export.survey import compare_adapters
 
     if args.out:
@@ -108,13 +113,16 @@ def _diff(args: argparse.Namespace) -> None:
 
         quiet_libraries()
         family = families.outline(args.base)
-    found = compare_adapters(*args.diff, family=family)
+    found = compare_adapters(*map(source_of, args.diff), family=family)
     if args.json:
         print(json.dumps(found.to_json(), indent=2, allow_nan=False))
         return
     apart = sorted(found.layers.items(), key=lambda item: (-item[1], item[0]))
     equal = sum(off == 0 for _, off in apart)
-    print(f"{len(apart)} layers in both, {equal} of them equal; relative difference of what they add to the weights:")
+    differing = "; relative difference of what they add to the weights:" if equal < len(apart) else ""
+    print(f"{len(apart)} layers in both, {equal} of them equal{differing}")
+    if apart and not differing and not found.only_first and not found.only_second:
+        print("the adapters are the same: each layer adds the same to the weights")
     for name, off in apart[:_LISTED]:
         if off:
             print(f"  {off:10.3e}  {printable(name)}")

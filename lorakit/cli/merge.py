@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lorakit.export.weights import Weights
 
 HELP = "fold adapters into a base"
-_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+_UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +91,8 @@ def _check_single(args: argparse.Namespace) -> None:
     if args.config is None:
         if base.is_file() and base.suffix == ".safetensors":
             raise InputError(f"{printable(base)} is one file: give --config, a diffusers folder of such a model.")
+        if args.out.suffix == ".safetensors":
+            raise InputError(f"--out {printable(args.out)}: of a base in a folder a folder is made: name one.")
         return
     if not base.is_file():
         raise InputError(f"--config goes with a base in one file, and {printable(base)} is none.")
@@ -100,22 +102,24 @@ def _check_single(args: argparse.Namespace) -> None:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+)\s*([KMG]B)", text.strip(), re.IGNORECASE)
     if not match or not int(match[1]):
         raise InputError(f"--max-shard-size {printable(text)}: write a size like 500MB or 10GB.")
-    return int(match[1]) * _UNITS[(match[2] or "").upper()]
+    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def adapter_of(text: str) -> "tuple[Path, Weights]":
-    """`FILE[:WEIGHT]` as path and weights; a colon that no weight follows belongs to the path."""
+    """`FILE[:WEIGHT]` as path and weights; a colon that no weight follows belongs to the path, and a run means its
+    adapter."""
+    from lorakit.export.adapter import source_of
     from lorakit.export.weights import Weights
 
     path, colon, said = text.rpartition(":")
     weights = Weights.parsed(said) if colon and path else None
     if weights is not None:
-        return Path(path), weights
+        return source_of(Path(path)), weights
     if colon and Path(path).exists() and not Path(text).exists():
         raise InputError(
             f"{printable(text)}: the weight {printable(said)!r} is no number, and none like 0.8,text_encoder=0."
         )
-    return Path(text), Weights()
+    return source_of(Path(text)), Weights()

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's own size, or that of --image)")
     parser.add_argument("--image", metavar="FILE", type=Path, help="a picture to draw over")
     parser.add_argument("--mask", metavar="FILE", type=Path, help="draw only what is white in this picture")
-    parser.add_argument("--upscale", metavar="N", type=int, default=1, help="enlarge N times and draw over")
+    parser.add_argument("--upscale", metavar="N", type=int, help="enlarge N times and draw over")
     parser.add_argument("--strength", type=float, help="how much of a picture is drawn anew, 0 to 1")
     parser.add_argument(
         "--image-guidance", type=float, help="how close an editing model keeps to --image (its own: 1.5)"
@@ -67,6 +67,10 @@ def run(args: argparse.Namespace) -> None:
     problems = [f"{name} must be at least 1." for name in ("--steps", "--count") if getattr(args, name[2:]) < 1]
     if not args.prompt and args.prompts is None:
         problems.append("nothing to draw: give --prompt or --prompts.")
+    if args.upscale is not None and args.upscale < 2:
+        problems.append(f"--upscale {args.upscale}: give a whole number from 2 on.")
+    if args.assume_alpha is not None and not args.adapter:
+        problems.append("--assume-alpha is for adapter files: give --adapter too.")
     if problems:
         raise InputError(problems)
     from lorakit.cli.merge import adapter_of
@@ -91,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         mask=args.mask,
         strength=args.strength,
         image_guidance=args.image_guidance,
-        upscale=args.upscale,
+        upscale=args.upscale or 1,
         config=args.config,
         precision=args.precision,
     )

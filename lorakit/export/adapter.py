@@ -74,8 +74,9 @@ def source_of(given: Path, *, step: int | None = None) -> Path:
     if step is None:
         if not (given / RESULT).is_file():
             raise InputError(
-                f"{printable(given)} holds no {RESULT}: the run has not ended yet. Say --step to export one of "
-                f"{printable(given / 'adapters')} instead, or let it go on with `lorakit train --resume`."
+                f"{printable(given)} holds no {RESULT}: the run has not ended yet. Take one of "
+                f"{printable(given / 'adapters')} (to export one, say --step), or let it go on with "
+                f"`lorakit train --resume {printable(given)}`."
             )
         return given / RESULT
     saved = {_number(path): path for path in (given / "adapters").glob("step-*.safetensors")}

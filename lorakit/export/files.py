@@ -4,6 +4,7 @@ Which keys they hold is a dialect's affair (dialects/); whether another program 
 """
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from lorakit.export.keymap import FIRST, split_key
 from lorakit.export.kinds import other_kind
 from lorakit.export.metadata import adapter_metadata
 from lorakit.families.protocol import Family, Names
+
+log = logging.getLogger("lorakit")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -56,6 +59,13 @@ def unsuited(format: str, lora_prefixes: Mapping[str, str]) -> str | None:
     return f"the format {format} is not for this model, whose layers have no names in it: use diffusers'."
 
 
+def refuse_misnamed(path: Path, format: str) -> None:
+    folder = DIALECTS.module(format, where="format").FOLDER
+    if (path.suffix == ".safetensors") == folder:
+        what = "a folder, not a file" if folder else "a file ending in .safetensors"
+        raise InputError(f"{printable(path)}: the format {format} is {what}: choose another name.")
+
+
 def write_adapter(
     state: AdapterState,
     path: Path,
@@ -72,9 +82,7 @@ def write_adapter(
     StorageError where the disk refuses.
     """
     dialect = DIALECTS.module(format, where="format")
-    if (path.suffix == ".safetensors") == dialect.FOLDER:
-        what = "a folder, not a file" if dialect.FOLDER else "a file ending in .safetensors"
-        raise InputError(f"{printable(path)}: the format {format} is {what}: choose another name.")
+    refuse_misnamed(path, format)
     if problem := unsuited(format, family.lora_prefixes):
         raise InputError(problem)
     if state.kind not in dialect.KINDS:
@@ -118,7 +126,8 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     if lost:
         raise InputError(
             f"{len(lost)} tensors hold values that {dtype_name(dtype)} cannot hold (the first is {lost[0]}): "
-            "choose fp32 or bf16; if they are not finite in fp32 either, the training diverged."
+            "choose fp32 or bf16 (run.save_dtype, or --dtype); if they are not finite in fp32 either, the training "
+            "diverged."
         )
     return cast
 
@@ -149,14 +158,19 @@ def read_adapter(path: Path | str, *, family: Names, assume_alpha: float | None 
 
 def interpret(file: AdapterFile, *, family: Names, assume_alpha: float | None = None) -> AdapterState:
     """What `file` means for `family`; see `read_adapter`."""
+    if assume_alpha is not None:
+        with contextlib.suppress(InputError):
+            state = interpret(file, family=family)
+            log.warning("%s says all its alphas: none is assumed", printable(file.path))
+            return state
     with _named(file.path):
         other = other_kind(file.tensors)
         if other:
             raise InputError(other)
         if problem := unsuited(file.format, family.lora_prefixes):
             raise InputError(problem)
-        state: AdapterState = file.dialect.read(file.tensors, file.metadata, family, assume_alpha=assume_alpha)
-        return state
+        read: AdapterState = file.dialect.read(file.tensors, file.metadata, family, assume_alpha=assume_alpha)
+        return read
 
 
 @contextlib.contextmanager

@@ -96,8 +96,7 @@ def merge_adapter(
         if verify:
             family = families.load(names.name, base) if isinstance(base, str) else base
             worst = _verified(family, states, aside, dtypes, out)
-    layers = {layer for state in states for layer in state.layers()}
-    return MergeReport(out, {name: dtype_name(kind) for name, kind in dtypes.items()}, len(layers), worst)
+    return MergeReport(out, {name: dtype_name(kind) for name, kind in dtypes.items()}, changed_layers(states), worst)
 
 
 def weighted_states(adapters: Sequence[Adapter], names: Names, *, assume_alpha: float | None) -> list[AdapterState]:
@@ -107,6 +106,17 @@ def weighted_states(adapters: Sequence[Adapter], names: Names, *, assume_alpha: 
         path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
         states.append(Weights.of(weight).applied(read_adapter(path, family=names, assume_alpha=assume_alpha)))
     return states
+
+
+def changed_layers(states: Sequence[AdapterState]) -> int:
+    """How many layers the states add something to."""
+    adding = (
+        layer
+        for state in states
+        for layer in state.layers()
+        if state.alphas[layer] and state.tensors[layer + SECOND].any()
+    )
+    return len(set(adding))
 
 
 def _components(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from lorakit.core.quiet import quiet_libraries
 from lorakit.export.container import Tensors
 from lorakit.export.files import dtype_name
 from lorakit.export.keymap import family_layers
-from lorakit.export.merge import TOLERANCE, Adapter, MergeReport, compared, folded, weighted_states
+from lorakit.export.merge import TOLERANCE, Adapter, MergeReport, changed_layers, compared, folded, weighted_states
 from lorakit.export.probe import record_drawing, stock_components
 from lorakit.export.shards import Stored, planned, write_planned
 from lorakit.families.protocol import Names, SingleFile
@@ -82,8 +82,7 @@ def merge_single_file(
             tolerance = max((TOLERANCE.get(plan[key][0], 1e-5) for key in places), default=1e-5)
             worst = _verified(base, names, states, written, config, tolerance, out)
         rename(written, out)
-    layers = {layer for state in states for layer in state.layers()}
-    return MergeReport(out, {"model": dtype_name(dtype or stored.dtype())}, len(layers), worst)
+    return MergeReport(out, {"model": dtype_name(dtype or stored.dtype())}, changed_layers(states), worst)
 
 
 def _places(names: SingleFile, stored: Stored, states: Sequence[AdapterState]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from lorakit.core.files import make_folder, printable, rename, storage_errors
 from lorakit.core.quiet import quiet_libraries
 from lorakit.export.dialects import DIALECTS
 from lorakit.export.digests import path_digest
-from lorakit.export.files import dtype_name, read_adapter, readable, write_adapter
+from lorakit.export.files import dtype_name, read_adapter, readable, refuse_misnamed, write_adapter
 from lorakit.export.probe import Outputs, difference, largest, record_calls, stock_components
 from lorakit.families.protocol import Family, stock_reads
 
@@ -73,6 +73,7 @@ def write_verified(
     format = format or family.default_format
     if path.is_dir():
         raise InputError(f"{printable(path)} exists already: choose another name, or remove it.")
+    refuse_misnamed(path, format)  # before it has another name for a while
     make_folder(path.parent)
     with storage_errors(path):
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -189,7 +190,8 @@ def _cost(base: Outputs, trained: Outputs, loaded: Outputs, *, dtype: torch.dtyp
         if not off <= min(COST.get(dtype, TOLERANCE) * size, SHARE * change + TOLERANCE * size):
             raise VerificationError(
                 f"{name} loses too much in {dtype_name(dtype)}: predictions of {component} move by {off / size:.1e} "
-                f"of their size, the adapter moves them by {change / size:.1e}. Write fp32. The file was removed."
+                f"of their size, the adapter moves them by {change / size:.1e}. Write fp32 (run.save_dtype, or "
+                "--dtype). The file was removed."
             )
         worst = max(worst, off / size if size else 0.0)
     return worst

@@ -6,12 +6,14 @@ Here is the order of things and nothing else: how a step is computed is in `step
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from lorakit.adapters.ema import EmaSettings
@@ -51,7 +53,7 @@ class RunSettings(core_settings.Settings):
     gradient_checkpointing: Neutral[bool | Share] = False
     """Compute activations again in the backward pass: less memory, about a third more time. A number between 0 and 1:
     of this share of the backbone's blocks, those first that keep the most for the least computing."""
-    fit: Neutral[str | None] = Field(None, pattern=r"^(auto|\d+(\.\d+)?GB)$")
+    fit: Neutral[str | None] = None
     """"auto": what does not fit into memory is tried with smaller settings, cheapest first: `gradient_checkpointing` of
     a quarter, half and all of the blocks, `batch_size` 1 and as much more `accumulate`, on a GPU `offload`; then what
     changes numbers: optimizer.kind adamw8bit, where that saves 100 MB, and model.quantize. "8GB": until a step takes no
@@ -109,6 +111,14 @@ class RunSettings(core_settings.Settings):
     trackers: Neutral[list[Literal["wandb", "tensorboard"]]] = []
     """Where metrics go besides metrics.jsonl. Keys are taken from the environment only."""
 
+    @field_validator("fit")
+    @classmethod
+    def _an_amount(cls, value: str | None) -> str | None:
+        amount = re.fullmatch(r"(\d+(\.\d+)?)GB", value or "")
+        if value in (None, "auto") or (amount and float(amount[1]) > 0):
+            return value
+        raise ValueError(f'{value!r} is no amount of memory: write "auto", or more than 0 like "8GB" or "7.5GB".')
+
     @model_validator(mode="after")
     def _offloadable(self) -> "RunSettings":
         if self.offload and self.gradient_checkpointing != 1:
@@ -150,7 +160,10 @@ class LoopReport:
 
 
 class Hooks(Protocol):
-    """What the loop calls between steps; `step` is the number of updates done."""
+    """What the loop calls between steps; `step` is the number of updates done, `output` the run's folder."""
+
+    @property
+    def output(self) -> Path: ...
 
     def metrics(self, record: dict[str, Any]) -> None: ...
 
@@ -199,7 +212,7 @@ def run_loop(
         if (sample or validate) and (number := interrupt.stop_of_any()) is not None:
             if not saved:
                 hooks.save(step, needed=True)
-            raise _stopped(step, number)
+            raise _stopped(step, number, hooks.output)
 
     look(first_step, saved=True)
     for step in range(first_step + 1, last_step + 1):
@@ -236,14 +249,15 @@ def run_loop(
         if wishes.save and saved and rank() == 0:
             log.info("step %d is saved, as was asked", step)
         if wishes.stop is not None:
-            raise _stopped(step, wishes.stop)
+            raise _stopped(step, wishes.stop, hooks.output)
         look(step, saved=saved, sample=wishes.sample)
     return LoopReport(last_step, loss)
 
 
-def _stopped(step: int, number: int) -> InterruptedRun:
+def _stopped(step: int, number: int, run: Path) -> InterruptedRun:
     done = f"step {step} is saved" if step else "no step was done"
-    return InterruptedRun(f"Stopped; {done}, and `lorakit train --resume` goes on from there.", signal_number=number)
+    again = f"`lorakit train --resume {printable(run)}` goes on from there"
+    return InterruptedRun(f"Stopped; {done}, and {again}.", signal_number=number)
 
 
 def _record(

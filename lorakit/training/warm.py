@@ -25,7 +25,7 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     """
     wanted = adapter_state(adapted)
     try:
-        state = read_adapter(file, family=family, assume_alpha=_rank_as_alpha(wanted))
+        state = _read(file, family, _rank_as_alpha(wanted))
     except InputError as error:
         raise InputError([f"adapter.init_from: {problem}" for problem in error.problems]) from None
     folded = readable(wanted, "kohya", family).alphas
@@ -37,6 +37,15 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     if problems:
         raise InputError([f"adapter.init_from = {printable(file)}: {problem}" for problem in problems])
     copy_adapter_state(adapted, state)
+
+
+def _read(file: Path, family: Family, assumed: float | None) -> AdapterState:
+    try:
+        return read_adapter(file, family=family)
+    except InputError:
+        if assumed is None:
+            raise
+        return read_adapter(file, family=family, assume_alpha=assumed)
 
 
 def _rank_as_alpha(wanted: AdapterState) -> float | None:

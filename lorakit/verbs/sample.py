@@ -70,6 +70,7 @@ def sample(
     quiet_libraries()
     task = "text" if image is None else "image" if mask is None else "inpaint"
     _check_options(task, mask=mask, strength=strength, upscale=upscale)
+    _check_guidance(guidance, wanted)
     last, free = "upscale" if upscale > 1 else task, strength is None
     strength = STRENGTH.get(last, 1.0) if strength is None else strength
     if last != "text" and int(steps * strength) < 1:
@@ -199,6 +200,16 @@ def _check_options(task: str, *, mask: Path | None, strength: float | None, upsc
         problems.append("--upscale draws the whole picture over, --mask a part of it: give one of them.")
     if problems:
         raise InputError(problems)
+
+
+def _check_guidance(guidance: float, wanted: Sequence[Request]) -> None:
+    if not 0 <= guidance < float("inf"):
+        raise InputError(f"--guidance {guidance:g}: give a number from 0 on; 1 is none.")
+    if guidance <= 1 and any(request.negative_prompt for request in wanted):
+        raise InputError(
+            f"--negative (or negative_prompt in --prompts) has no effect with --guidance {guidance:g}: leave it out, "
+            "or guide by more than 1."
+        )
 
 
 def _check_model(model: Family, task: str, *, image: Path | None, upscale: int, image_guidance: float | None) -> None:

@@ -70,6 +70,10 @@ def _samples(recipe: Recipe, model: Description) -> list[str]:
         for name, side in (("width", asked.width), ("height", asked.height))
         if side is not None and side % model.drawing_multiple
     ]
+    if asked.negative_prompt and asked.guidance <= 1:
+        wrong.append(
+            "sample.negative_prompt has no effect with sample.guidance of 1 or less: remove it, or raise that."
+        )
     wrong += wrong_steps("sample.steps", asked.steps, model.process)
     needed = {"text": (), "inpaint": ("image", "mask"), "edit": ("image",)}[model.task]
     unshown = []

@@ -25,6 +25,7 @@ from lorakit.data.marks import write_marks
 from lorakit.data.report import DataReport
 from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export.adapter import source_of
 from lorakit.export.files import DTYPES, read_file
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
@@ -260,6 +261,11 @@ def _started(recipe: Recipe, output: Path, stack: contextlib.ExitStack) -> tuple
     refuse_unlike(recipe)
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
+        if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+            log.warning(
+                "accelerate was asked for several processes and has started this one alone, as on the CPU it does: "
+                "say --multi_gpu in the place of --cpu"
+            )
     return recipe, runtime
 
 
@@ -292,12 +298,14 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
     problems += recipe.optimizer.problems(rates)
     if recipe.adapter.init_from is not None and fresh:
         try:
-            read_file(Path(recipe.adapter.init_from))
+            read_file(source_of(Path(recipe.adapter.init_from)))
         except InputError as error:
             problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
     advice: list[str] = []
+    if recipe.run.sample_every and not recipe.sample.prompts:
+        advice.append("run.sample_every draws nothing without sample.prompts: name some, or set it to 0")
     if not surveyed.report.errors:
         model = families.describe_settings(recipe.model)
         problems += unsuited(recipe, model)

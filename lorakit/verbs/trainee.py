@@ -23,6 +23,7 @@ from lorakit.data.loader import Loader
 from lorakit.data.shards import Cache
 from lorakit.diffusion.noise import extra
 from lorakit.diffusion.objectives import OBJECTIVES
+from lorakit.export.adapter import source_of
 from lorakit.families.protocol import Family, guided
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.optimizers.state import restore_optimizer
@@ -172,7 +173,7 @@ def make_trainee(
     if found:
         copy_adapter_state(adapted, state_from(found.tensors["adapter"], found.state["adapter"]))
     elif recipe.adapter.init_from is not None:
-        warm_start(adapted, Path(recipe.adapter.init_from), family=family)
+        warm_start(adapted, source_of(Path(recipe.adapter.init_from)), family=family)
     parameters = trainable_parameters(adapted)
     groups = _groups(recipe, family, adapted, parameters)
     chosen = OPTIMIZERS.module(recipe.optimizer.kind)

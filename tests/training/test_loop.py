@@ -1,5 +1,6 @@
 """The order of things between steps."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ class Recorder:
         self.records: list[dict[str, Any]] = []
         self.rescued: list[dict[str, torch.Tensor]] = []
         self.full_at = full_at
+        self.output = Path("runs/zorp")
 
     def metrics(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -124,6 +126,7 @@ def test_a_signal_saves_and_ends() -> None:
     with pytest.raises(InterruptedRun) as caught:
         loop(recorder, interrupt=interrupt)
     assert caught.value.exit_code == 143
+    assert "`lorakit train --resume runs/zorp` goes on from there" in str(caught.value)
     assert recorder.events == [("save", 1)]
 
 

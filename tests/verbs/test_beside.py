@@ -114,7 +114,7 @@ def test_a_warm_start_begins_with_what_its_file_gives_and_is_resumed_without_it(
     aside = ("data.validation=0.3", "run.validate_every=3")
     first = train(make_recipe("first", "run.steps=3", *aside)).output
     file = first / "adapter.safetensors"
-    run = train(make_recipe("warm", f"adapter.init_from={file}", *aside)).output
+    run = train(make_recipe("warm", f"adapter.init_from={first}", *aside)).output
     fresh, taught = validated(first)
     assert validated(run)[0] == taught != fresh
     straight = outcome(run)

@@ -201,6 +201,11 @@ def test_what_a_family_has_no_pipeline_for_is_refused_by_name(
         (["--image", "a.png", "--strength", "1.5"], "--strength 1.5"),
         (["--image", "a.png", "--strength", "0.01"], "--strength 0.01 of --steps 20 leaves no step"),
         (["--upscale", "0"], "--upscale 0"),
+        (["--upscale", "1"], "--upscale 1: give a whole number from 2 on"),
+        (["--guidance", "-1"], "--guidance -1: give a number from 0 on"),
+        (["--guidance", "nan"], "--guidance nan"),
+        (["--guidance", "1", "--negative", "x"], "has no effect with --guidance 1"),
+        (["--assume-alpha", "4"], "--assume-alpha is for adapter files"),
         (["--image", "a.png", "--mask", "m.png", "--upscale", "2"], "--upscale draws the whole picture"),
     ],
 )

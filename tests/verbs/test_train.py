@@ -284,6 +284,21 @@ def test_what_counts_and_what_it_costs_reaches_the_training(make_recipe: Make) -
         assert records(train(make_recipe(str(i), f"objective.{changed}", "run.steps=1")).output)[0]["loss"] != plain
 
 
+def test_samples_of_nothing_and_a_process_alone_are_told_of(
+    make_recipe: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():  # of --num_processes 2
+        monkeypatch.setenv(name, value)
+    train(make_recipe("run", "run.sample_every=1", "sample.prompts=[]", "run.steps=2"))
+    assert caplog.text.count("run.sample_every draws nothing without sample.prompts") == 1
+    assert caplog.text.count("has started this one alone") == 1
+
+
+def test_a_negative_prompt_that_is_not_used_is_refused(make_recipe: Make) -> None:
+    with pytest.raises(InputError, match=r"sample\.negative_prompt has no effect with sample\.guidance of 1"):
+        train(make_recipe("run", "sample.guidance=1", "sample.negative_prompt=red"))
+
+
 def test_what_is_of_no_use_to_the_model_is_said(make_recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
     dry_run(make_recipe("run", "model.path=embedded", "data.buckets.resolution=64", "objective.noise.offset={}"))
     assert "objective.noise.offset: this model's last step is pure noise" in caplog.text
