@@ -169,6 +169,10 @@ class Examples(Sequence[Example]):
         found[self._masks.rows] = True
         return found
 
+    def has_focus(self) -> NDArray[np.bool_]:
+        """Which examples have a focus, (N,)."""
+        return ~np.isnan(self._focus[:, 0])
+
     def has_input(self) -> NDArray[np.bool_]:
         """Which examples are made of another picture, (N,)."""
         found = np.zeros(len(self), dtype=bool)

@@ -19,6 +19,7 @@ from lorakit.families.protocol import Description
 from lorakit.recipe import Recipe
 from lorakit.training.processes import bar
 from lorakit.verbs.class_pictures import drawing_problems, said_of_missing
+from lorakit.verbs.measured import measured_sets
 from lorakit.verbs.suited import of_another_task
 
 
@@ -55,13 +56,15 @@ def survey_recipe(recipe: Recipe) -> Survey:
             task=description.task if description else "text",
             on_progress=progress.update,
         )
+    idle: list[str] = []
     if found.dataset:
         problems += _without_effect(recipe, found.dataset)
+        idle = _idle(recipe, found.dataset)
     data = found.dataset if description else None  # for another model, buckets would be others
     report = replace(
         found.report,
         errors=(*problems, *found.report.errors),
-        warnings=(*found.report.warnings, *said_of_missing(recipe)),
+        warnings=(*found.report.warnings, *idle, *said_of_missing(recipe)),
     )
     return Survey(data, report)
 
@@ -108,6 +111,28 @@ def _without_effect(recipe: Recipe, data: Dataset) -> list[str]:
             for word in idle_class_words(source, captions)
         ]
     return problems
+
+
+def _idle(recipe: Recipe, data: Dataset) -> list[str]:
+    """Which settings change nothing, for the data have not what they are of."""
+    masks, focuses = data.examples.has_mask(), data.examples.has_focus()
+    said = []
+    for i, source in enumerate(recipe.data.sources):
+        own = data.examples.sources == i
+        if source.mask_floor and own.any() and not masks[own].any():
+            said.append(f"data.sources.{i}.mask_floor has no effect: none of its pictures has a mask")
+        if source.crop == "focus" and own.any() and not focuses[own].any():
+            said.append(
+                f'data.sources.{i}.crop = "focus" has no effect: none of its pictures has a mask or a box, so the '
+                "middle is kept"
+            )
+    every = recipe.run.validate_every
+    if every not in (0, type(recipe.run).model_fields["validate_every"].default) and not measured_sets(recipe, data):
+        said.append(
+            f"run.validate_every = {every} has no effect: no picture is put aside. Set data.validation or "
+            "run.validate_training"
+        )
+    return said
 
 
 def token_counter(description: Description, *, weighted: bool) -> Callable[[str], int]:

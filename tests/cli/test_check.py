@@ -128,6 +128,24 @@ def test_all_that_is_wrong_at_once(check: Check, tmp_path: Path) -> None:
     assert sorted(path.name for path in photos.iterdir()) == ["00.png", "01.png", "01.txt", "02.png", "02.txt"]
 
 
+def test_settings_that_change_nothing_for_these_data(check: Check, tmp_path: Path) -> None:
+    photos = write_pictures(tmp_path / "photos", 4)
+    source = ("data.sources.0.mask_floor=0.5", 'data.sources.0.crop="focus"')
+    said = ("data.sources.0.mask_floor has no", 'data.sources.0.crop = "focus" has no', "run.validate_every = 7 has no")
+    done = check(*source, "run.validate_every=7")
+    assert done.code == 0 and all(done.out.count(text) == 1 for text in said)
+    assert "effect" not in check().out
+    assert said[2] not in check("run.validate_every=7", "run.validate_training=1").out
+    assert said[2] not in check("run.validate_every=7", "data.validation=0.5").out
+    (photos / "00.json").write_text('{"focus": [1, 1, 2, 2]}')
+    out = check(*source).out
+    assert said[0] in out and said[1] not in out
+    with Image.open(photos / "00.png") as picture:
+        Image.new("L", picture.size, 255).save(photos / "00.mask.png")
+    (photos / "00.json").unlink()
+    assert "effect" not in check(*source).out
+
+
 def test_what_cannot_be_written_to(check: Check, tmp_path: Path) -> None:
     write_pictures(tmp_path / "photos", 3)
     (tmp_path / "file").write_text("mine")

@@ -70,9 +70,10 @@ class _Folder:
 
 
 @dataclass
-class _Others:
-    """The files of a source that nothing is made of: how many, and the keys of the first."""
+class _Met:
+    """What a walk has met: whether metadata; of files that nothing is made of how many, and the keys of the first."""
 
+    metadata: bool = False
     number: int = 0
     keys: list[str] = field(default_factory=list)
 
@@ -130,8 +131,8 @@ class FolderStorage:
 
     def items(self, found: Found) -> Iterator[Item]:
         tables: list[_Table] = []
-        others = _Others()
-        open_folders = [self._enter("", tables, others, found)]
+        met = _Met()
+        open_folders = [self._enter("", tables, met, found)]
         while open_folders:
             step = next(open_folders[-1], None)
             if step is None:
@@ -139,14 +140,19 @@ class FolderStorage:
             elif isinstance(step, Item):
                 yield step
             else:
-                open_folders.append(self._enter(step, tables, others, found))
-        if others.number:
-            found.warnings.append(f"data.sources.{self._index}: {others.warning()}")
+                open_folders.append(self._enter(step, tables, met, found))
+        setting = f"data.sources.{self._index}"
+        if met.number:
+            found.warnings.append(f"{setting}: {met.warning()}")
+        if self._caption_key is not None and not met.metadata:
+            names = " nor ".join(metadata.NAMES)
+            found.warnings.append(f"{setting}.caption_column has no effect: the folder holds neither {names}")
 
-    def _enter(self, path: str, tables: list[_Table], others: _Others, found: Found) -> Iterator[Item | str]:
+    def _enter(self, path: str, tables: list[_Table], met: _Met, found: Found) -> Iterator[Item | str]:
         """The pictures of one folder and, in their places, the paths of its folders."""
-        folder = self._list(path, others, found)
+        folder = self._list(path, met, found)
         prefix = f"{path}/" if path else ""
+        met.metadata = met.metadata or bool(folder.tables)
         for name in folder.tables:
             tables += self._read_table(prefix, name, found)
         for _, entry in folder.entries:
@@ -165,7 +171,7 @@ class FolderStorage:
             label = self.label(table.path)
             found.problems += [f"{label}: {text}." for text in table.content.leftover()]
 
-    def _list(self, path: str, others: _Others, found: Found) -> _Folder:
+    def _list(self, path: str, met: _Met, found: Found) -> _Folder:
         folder = _Folder()
         prefix = f"{path}/" if path else ""
         readable = suffixes()
@@ -209,7 +215,7 @@ class FolderStorage:
             elif suffix in FOREIGN:
                 found.warnings.append(f"{make_key(self._index, prefix + name)}: {not_read(suffix)}")
             elif kind == stat.S_IFREG and name.lower() not in _USUAL:
-                others.add(make_key(self._index, prefix + name))
+                met.add(make_key(self._index, prefix + name))
         # so the pictures of all folders come in the order of their escaped paths
         folder.entries.sort(key=lambda pair: pair[0])
         return folder

@@ -41,7 +41,18 @@ def test_a_file_for_each_kind_and_folder(tmp_path: Path) -> None:
 def test_the_caption_column_may_be_named(tmp_path: Path) -> None:
     root = photos(tmp_path, "a.png")
     jsonl(root / "metadata.jsonl", {"file_name": "a.png", "text": "short", "long": "a long one"})
-    assert good(root, caption_column="long").examples[0].captions == ("a long one",)
+    found = good(root, caption_column="long")
+    assert found.examples[0].captions == ("a long one",) and found.warnings == ()
+
+
+def test_a_caption_column_without_metadata_is_told(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, {"a.png": (8, 8)})
+    assert good(root, caption_column="long").warnings == (
+        "data.sources.0.caption_column has no effect: the folder holds neither metadata.jsonl nor metadata.csv",
+    )
+    (root / "below").mkdir()
+    (root / "below" / "metadata.jsonl").touch()
+    assert good(root, caption_column="long").warnings == ()
 
 
 def test_captions_from_two_places(tmp_path: Path) -> None:
