@@ -160,6 +160,12 @@ class Flux(Names, base.Frozen):
         pipeline = base.pipeline(self, task, tokenizer=self.tokenizer, tokenizer_2=self.tokenizer_2)
         return t5.with_limit(pipeline, self.token_limit)
 
+    def guided(self, scale: float, negative_prompt: str) -> dict[str, Any]:
+        """The scale is told to the model itself, which is led away from nothing."""
+        if negative_prompt:
+            raise InputError("negative_prompt: this model is led away from nothing: leave it out.")
+        return {"guidance_scale": scale}
+
     def metadata(self) -> dict[str, str]:
         variant = "schnell" if self.guidance is None else "dev"
         return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{variant}/lora"}

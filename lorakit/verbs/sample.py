@@ -85,6 +85,8 @@ def sample(
         _check_sizes(wanted, model.drawing_multiple)
         if wrong := wrong_steps("--steps", steps, model.process):
             raise InputError(wrong)
+        for negative in {request.negative_prompt for request in wanted}:
+            guided(model)(guidance, negative)  # refuses now what it has no words for
         over: dict[str, Any] = {"strength": share, "upscale": upscale, "image_guidance": image_guidance}
         asked = wanted if canvas is None else [drawn_over(r, canvas, model.drawing_multiple, **over) for r in wanted]
         for path, weight in adapters:
@@ -225,9 +227,10 @@ def _check_model(model: Family, task: str, *, image: Path | None, upscale: int, 
 
 def _check_sizes(wanted: Sequence[Request], multiple: int) -> None:
     wrong = [
-        f"--size {r.width}x{r.height}: both sides must be multiples of {multiple}, as the stock pipeline asks."
+        f"{name} {side} (by --size or --prompts): it must be a multiple of {multiple}, as the stock pipeline asks."
         for r in wanted
-        if (r.width or 0) % multiple or (r.height or 0) % multiple
+        for name, side in (("width", r.width), ("height", r.height))
+        if (side or 0) % multiple
     ]
     if wrong:
         raise InputError(list(dict.fromkeys(wrong)))

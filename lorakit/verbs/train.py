@@ -27,6 +27,7 @@ from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.adapter import source_of
 from lorakit.export.files import DTYPES, read_file
+from lorakit.families.protocol import guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.dry import DryReport, dry_step, told
@@ -160,6 +161,9 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 later = runtime.device.type == "cpu" and recipe.run.fit is None and world() == 1
                 if first_step < last_step and not (later and loader.is_largest(first_step)):
                     taken = _dry(recipe, trainee, loader).peak_bytes
+                if recipe.sample.prompts and recipe.sample.negative_prompt:
+                    with trainee.family.at_hand():  # refuses now what it has no words for
+                        guided(trainee.family)(recipe.sample.guidance, recipe.sample.negative_prompt)
                 if recipe.run.check_model and not resumed:
                     refuse_misread(trainee, data, loader)
                 return (trainee, loader), taken

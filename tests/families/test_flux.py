@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from lorakit.core.errors import InputError, VerificationError
 from lorakit.export import read_adapter, write_verified
 from lorakit.families import describe, flux, load
 from lorakit.families.protocol import Family
+from lorakit.recipe import Recipe
+from lorakit.sampling.pictures import Request
+from lorakit.verbs.sample import sample
+from lorakit.verbs.train import train
+from tests.verbs.conftest import make_recipe  # noqa: F401, a fixture
 
 
 def adapter(family: Family, chosen: tuple[str, ...], *, rank: int = 2, alpha: float = 3.0) -> AdapterState:
@@ -158,3 +164,13 @@ def test_an_adapter_of_t5_has_no_place(tmp_path: Path) -> None:
 )
 def test_adapters_of_other_programs_are_recognised(keys: list[str], own: bool) -> None:
     assert flux.recognises(keys) == own
+
+
+def test_a_negative_prompt_is_refused_before_the_start(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:  # noqa: F811
+    path, said = str(flux.tiny().path), "negative_prompt: this model is led away from nothing"
+    with pytest.raises(InputError, match=said):
+        sample(path, [], wanted=[Request("a", 1, "red")], out=tmp_path / "drawn")
+    drawn = ("sample.negative_prompt=red", "sample.width=32")
+    with pytest.raises(InputError, match=said):
+        train(make_recipe("run", "model.family=flux", f"model.path={path}", "adapter.targets=all", *drawn))
+    assert not (tmp_path / "drawn").exists() and not (tmp_path / "run" / "recipe.toml").exists()

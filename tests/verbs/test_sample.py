@@ -188,7 +188,7 @@ def test_what_a_family_has_no_pipeline_for_is_refused_by_name(
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["--size", "33x32"], "--size 33x32"),
+        (["--size", "33x32"], "width 33 (by --size or --prompts): it must be a multiple of 8"),
         (["--size", "big"], "--size big"),
         (["--steps", "0"], "--steps"),
         (["--adapter", "nowhere.safetensors"], "nowhere.safetensors"),
