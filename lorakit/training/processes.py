@@ -41,6 +41,16 @@ def resolve_precision(wanted: str) -> tuple[Precision, str]:
     return "fp16", "the GPU does not compute in bf16"
 
 
+def started_alone() -> str | None:
+    """What to say where Accelerate was asked for several processes and has started one: it prepares as for several."""
+    if not {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() or "WORLD_SIZE" in os.environ:
+        return None
+    return (
+        "accelerate was asked for several processes and has started this one alone, as it does on CPUs: launch with "
+        "--multi_gpu in the place of --cpu, or with recipes/accelerate/cpu_x2.yaml"
+    )
+
+
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
     """Within it, torch computes the same bits from the same numbers on a GPU too, at some cost in speed.

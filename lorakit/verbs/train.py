@@ -27,7 +27,6 @@ from lorakit.data.sheet import thumbnail
 from lorakit.diffusion.objectives import OBJECTIVES
 from lorakit.export.adapter import source_of
 from lorakit.export.files import DTYPES, read_file
-from lorakit.families.protocol import guided
 from lorakit.optimizers.schedules import factor
 from lorakit.recipe import Recipe
 from lorakit.training.dry import DryReport, dry_step, told
@@ -38,7 +37,7 @@ from lorakit.training.interrupt import Interrupt, watched
 from lorakit.training.keeper import Keeper
 from lorakit.training.loop import LoopReport, run_loop
 from lorakit.training.metrics import MetricsFile
-from lorakit.training.processes import Runtime, bar, resolve_precision
+from lorakit.training.processes import Runtime, bar, resolve_precision, started_alone
 from lorakit.training.step import Trainee
 from lorakit.verbs.alike import base_of, refuse_unlike
 from lorakit.verbs.class_pictures import draw_missing
@@ -161,9 +160,6 @@ def _train(recipe: Recipe, output: Path, *, resumed: bool, allow: Sequence[str] 
                 later = runtime.device.type == "cpu" and recipe.run.fit is None and world() == 1
                 if first_step < last_step and not (later and loader.is_largest(first_step)):
                     taken = _dry(recipe, trainee, loader).peak_bytes
-                if recipe.sample.prompts and recipe.sample.negative_prompt:
-                    with trainee.family.at_hand():  # refuses now what it has no words for
-                        guided(trainee.family)(recipe.sample.guidance, recipe.sample.negative_prompt)
                 if recipe.run.check_model and not resumed:
                     refuse_misread(trainee, data, loader)
                 return (trainee, loader), taken
@@ -265,11 +261,8 @@ def _started(recipe: Recipe, output: Path, stack: contextlib.ExitStack) -> tuple
     refuse_unlike(recipe)
     if rank() == 0:
         log.info("precision %s: %s", precision, reason)
-        if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-            log.warning(
-                "accelerate was asked for several processes and has started this one alone, as on the CPU it does: "
-                "say --multi_gpu in the place of --cpu"
-            )
+        if alone := started_alone():
+            log.warning("%s", alone)
     return recipe, runtime
 
 
@@ -307,9 +300,8 @@ def _data(recipe: Recipe, output: Path, *, fresh: bool = False) -> tuple[Dataset
             problems += [f"adapter.init_from: {problem}" for problem in error.problems]
     surveyed = survey_recipe(recipe)
     problems += surveyed.report.errors
-    advice: list[str] = []
-    if recipe.run.sample_every and not recipe.sample.prompts:
-        advice.append("run.sample_every draws nothing without sample.prompts: name some, or set it to 0")
+    undrawn = "run.sample_every draws nothing without sample.prompts: name some, or set it to 0"
+    advice = [undrawn] if recipe.run.sample_every and not recipe.sample.prompts else []
     if not surveyed.report.errors:
         model = families.describe_settings(recipe.model)
         problems += unsuited(recipe, model)
