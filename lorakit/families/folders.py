@@ -22,6 +22,8 @@ def resolve(path: str, *, weights: bool = True, revision: str | None = None, key
     """
     if path == "embedded":
         return embedded("base")
+    if not path:  # which Path takes for the current folder
+        raise InputError(f'{key} is empty: name a diffusers folder, a hub name or "embedded".')
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()

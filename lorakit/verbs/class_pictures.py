@@ -131,6 +131,8 @@ def drawing_problems(recipe: Recipe, *, multiple: int, process: Process) -> list
                 for width, height in wanted.sizes
                 if width < 1 or height < 1 or width % multiple or height % multiple
             ]
+            if wanted.negative_prompt and wanted.guidance <= 1:
+                problems.append(f"{key}.negative_prompt has no effect with a guidance of 1 or less: remove it.")
             problems += wrong_steps(f"{key}.steps", wanted.steps, process)
     return problems
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lorakit import families
+from lorakit.core.errors import InputError
 from lorakit.families import sdxl
 
 
@@ -60,3 +61,9 @@ def test_the_hub_is_not_asked_for_single_files_of_the_whole_model(monkeypatch: p
     families.describe("sdxl", "somebody/sdxl")
     configurations = ["vae/config.json", "tokenizer/x.txt", "tokenizer/chat_template.jinja"]
     assert asked == [["unet/a.safetensors", *configurations], configurations]
+
+
+def test_an_empty_path_is_no_name_of_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sdxl.tiny().path)
+    with pytest.raises(InputError, match=r"model\.path is empty"):
+        families.named_at("")

@@ -99,10 +99,13 @@ def test_what_was_drawn_before_a_stop_is_kept(make: Make, tmp_path: Path, monkey
 
 def test_all_that_is_wrong_is_told_before_anything_is_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "load_settings", lambda *args: pytest.fail("a model was loaded"))
-    wrong = ["data.sources.1.generate.sizes=[[33, 32]]", "sample.width=33"]
+    unused = ["data.sources.1.generate.guidance=1", "data.sources.1.generate.negative_prompt=red"]
+    wrong = ["data.sources.1.generate.sizes=[[33, 32]]", "sample.width=33", *unused]
     with pytest.raises(InputError) as caught:
         train(make("run", *wrong))
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["data.sources.1.generate.sizes"]
+    assert [problem.split(": ")[0].split(" has ")[0] for problem in caught.value.problems] == [
+        f"data.sources.1.generate.{key}" for key in ("sizes", "negative_prompt")
+    ]
     for change, problem in {
         "data.sources.1.role=train": "data.sources.1.generate: what the base draws is to be kept",
         "data.sources.1.path=x.tar": "data.sources.1.generate: it is drawn into a folder",
