@@ -13,7 +13,7 @@ from lorakit.adapters import AdapterState, adapter_state, copy_adapter_state
 from lorakit.adapters.state import FIRST, with_alphas
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.export.files import read_adapter, readable
+from lorakit.export.files import AdapterFile, interpret, read_file, readable
 from lorakit.families.protocol import Family
 
 
@@ -25,7 +25,7 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     """
     wanted = adapter_state(adapted)
     try:
-        state = _read(file, family, _rank_as_alpha(wanted))
+        state = _interpreted(read_file(file), family, _rank_as_alpha(wanted))
     except InputError as error:
         raise InputError([f"adapter.init_from: {problem}" for problem in error.problems]) from None
     folded = readable(wanted, "kohya", family).alphas
@@ -39,13 +39,13 @@ def warm_start(adapted: Mapping[str, nn.Module], file: Path, *, family: Family) 
     copy_adapter_state(adapted, state)
 
 
-def _read(file: Path, family: Family, assumed: float | None) -> AdapterState:
+def _interpreted(file: AdapterFile, family: Family, assumed: float | None) -> AdapterState:
     try:
-        return read_adapter(file, family=family)
+        return interpret(file, family=family)
     except InputError:
         if assumed is None:
             raise
-        return read_adapter(file, family=family, assume_alpha=assumed)
+        return interpret(file, family=family, assume_alpha=assumed)
 
 
 def _rank_as_alpha(wanted: AdapterState) -> float | None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from lorakit import families
 from lorakit.core.errors import InputError
 from lorakit.core.files import printable
-from lorakit.core.memory import let_go
 from lorakit.core.processes import on_first_rank, rank
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.cache import Filled, default_folder
@@ -48,7 +47,6 @@ def fill(recipe: Recipe) -> CacheResult:
         refuse_unlike(recipe)
         data = on_first_rank(lambda: _data(recipe))
         if draw_missing(recipe, device=runtime.device, check=interrupt.check):
-            let_go()  # the base that drew them
             data = on_first_rank(lambda: _data(recipe))
         text = recipe.adapter.text_encoder is None
         folder = Path(recipe.data.cache) if recipe.data.cache else default_folder()

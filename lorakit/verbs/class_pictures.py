@@ -18,6 +18,7 @@ from PIL import Image
 
 from lorakit import families
 from lorakit.core.files import write_text, written_aside
+from lorakit.core.memory import let_go
 from lorakit.core.processes import on_first_rank, rank, together, world
 from lorakit.core.types import Process
 from lorakit.data.sources.generate import GenerateSettings
@@ -86,6 +87,12 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
     todo = [picture for pictures in on_first_rank(lambda: missing(recipe)).values() for picture in pictures]
     if not todo:
         return 0
+    _draw(recipe, todo, device=device, check=check)
+    let_go()  # the base that drew them
+    return len(todo)
+
+
+def _draw(recipe: Recipe, todo: Sequence[ClassPicture], *, device: Any, check: Callable[[], object]) -> None:
     if rank() == 0:
         log.info("the base draws %d class pictures", len(todo))
     precision = recipe.run.precision if recipe.run.precision != "auto" else "fp32"
@@ -102,7 +109,6 @@ def draw_missing(recipe: Recipe, *, device: Any = "cpu", check: Callable[[], obj
 
             together(own)
             progress.update(len(turn))
-    return len(todo)
 
 
 def draw_into_place(

@@ -132,7 +132,7 @@ def refuse_other_base(family: Family, found: Checkpoint, *, allow: Sequence[str]
     """Raises InputError where the model's files are not those that the checkpoint was trained on, nor may be others."""
     before, after = found.state.get("base", {}), base_of(family)
     unlike = [part for part in before if before[part] != after.get(part)]
-    if unlike and not any(key == "model" or key.startswith("model.") for key in allow):
+    if unlike and not any(_allowed(key, ["model"]) for key in allow):
         raise InputError(
             f"model.path: the files of {', '.join(unlike)} are not those that this run was started with: put them "
             "back, start a new run, or say --allow-change model.path."

@@ -15,7 +15,7 @@ from pathlib import Path
 from lorakit import families
 from lorakit.core.errors import InputError, LorakitError, Stopped
 from lorakit.core.files import write_json, write_text
-from lorakit.core.memory import is_lack, let_go
+from lorakit.core.memory import is_lack
 from lorakit.core.processes import on_first_rank, rank, world
 from lorakit.core.quiet import quiet_libraries
 from lorakit.data.cache import refuse_within
@@ -272,7 +272,6 @@ def _surveyed(
     """`_data` on every rank, with class pictures: what else is wrong is told before the base begins to draw them."""
     found = on_first_rank(lambda: _data(recipe, output, fresh=fresh))
     if draw_missing(recipe, device=runtime.device, check=interrupt.check):
-        let_go()  # the base that drew them
         found = on_first_rank(lambda: _data(recipe, output, fresh=fresh))
     return found
 
